@@ -1,0 +1,156 @@
+"""The shared backbone: a convolutional U-Net that knows the noise level and runs on any image size.
+
+Neither attention nor spatial normalisation: both tie a network to the size it was trained on, and this one is trained on
+patches and applied to whole images (for that reason MONAI's GroupNorm-based diffusion U-Net does not fit here).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from suite.errors import InputError
+
+_CONV: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_UP: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class NoiseEmbedding(nn.Module):
+    """Fourier features of `log(sigma/alpha)/4` through a small network (Karras et al. 2022, c_noise)."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.exp(torch.linspace(math.log(0.5), math.log(32.0), 16)), persistent=False)
+        self.net = nn.Sequential(nn.Linear(32, features), nn.SiLU(), nn.Linear(features, features), nn.SiLU())
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        phase = c_noise[:, None] * self.frequencies
+        return self.net(torch.cat([phase.sin(), phase.cos()], dim=1))
+
+
+class ResidualBlock(nn.Module):
+    """`x + conv(silu(scale * conv(x) + shift))`, scale and shift from the noise level."""
+
+    def __init__(self, dims: int, channels: int, features: int) -> None:
+        super().__init__()
+        self.conv1 = _CONV[dims - 1](channels, channels, 3, padding=1)
+        self.conv2 = _CONV[dims - 1](channels, channels, 3, padding=1)
+        self.modulation = nn.Linear(features, 2 * channels)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        with torch.no_grad():  # near the identity, so that depth needs no normalisation layer
+            self.conv2.weight.mul_(0.2)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(x)
+        scale, shift = self.modulation(embedding)[(...,) + (None,) * (h.ndim - 2)].to(h.dtype).chunk(2, dim=1)
+        return x + self.conv2(F.silu(torch.addcmul(shift, h, 1 + scale), inplace=not torch.is_grad_enabled()))
+
+
+class UNet(nn.Module):
+    """U-Net of residual blocks with additive skips.
+
+    Args:
+        in_channels: channels of the noisy signal plus those of a condition.
+        out_channels: channels of the signal.
+        channels: width of each level; each level halves the resolution of the one before.
+        blocks: residual blocks per level, on the way down and again on the way up.
+        dims: 1, 2 or 3 spatial dimensions.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        blocks: int = 2,
+        dims: int = 2,
+        features: int = 256,
+    ) -> None:
+        super().__init__()
+        conv, up = _CONV[dims - 1], _UP[dims - 1]
+        self.settings = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "channels": list(channels),
+            "blocks": blocks,
+            "dims": dims,
+            "features": features,
+        }
+        self.multiple = 2 ** (len(channels) - 1)
+        self.embed = NoiseEmbedding(features)
+        self.head = conv(in_channels, channels[0], 3, padding=1)
+        self.tail = conv(channels[0], out_channels, 3, padding=1)
+
+        def level(width: int) -> nn.ModuleList:
+            return nn.ModuleList(ResidualBlock(dims, width, features) for _ in range(blocks))
+
+        self.down = nn.ModuleList(level(c) for c in channels)
+        self.up = nn.ModuleList(level(c) for c in channels[:-1])
+        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        self.shrink = nn.ModuleList(conv(a, b, 2, stride=2) for a, b in pairs)
+        self.grow = nn.ModuleList(up(b, a, 2, stride=2) for a, b in pairs)
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        """Raw output `(B, out_channels, *spatial)` for `x` `(B, in_channels, *spatial)` and `c_noise` `(B,)`."""
+        size = x.shape[2:]
+        pad = [n for s in reversed(size) for n in (0, -s % self.multiple)]
+        x = F.pad(x, pad, mode="replicate") if any(pad) else x
+        embedding = self.embed(c_noise)
+        x = self.head(x)
+        skips = []
+        for i, level in enumerate(self.down):
+            x = self.shrink[i - 1](x) if i else x
+            for block in level:
+                x = block(x, embedding)
+            skips.append(x)
+        x = skips.pop()
+        for i in reversed(range(len(self.up))):
+            x = self.grow[i](x) + skips.pop()
+            for block in self.up[i]:  # type: ignore[union-attr]
+                x = block(x, embedding)
+        return self.tail(x)[(..., *(slice(s) for s in size))]
+
+
+class Preconditioned(nn.Module):
+    """`E[x0 | z]` for `z = alpha x0 + sigma eps`: EDM preconditioning (Karras et al. 2022, table 1) for any alpha, sigma.
+
+    With `n^2 = sigma^2 + alpha^2 s^2` and data scale `s`: D = (alpha s^2 / n^2) z + (sigma s / n) F(z / n; log(sigma/alpha)).
+    Finite at alpha = 0. Only the ratio sigma/alpha matters, so one network serves VP, VE, EDM and flow alike.
+
+    Args:
+        network: called as `network(input, c_noise)`.
+        sigma_data: data scale s, in the units of x0.
+        sigma_range: the ratios sigma/alpha it was trained on; the embedding is clipped to them.
+    """
+
+    def __init__(self, network: nn.Module, sigma_data: float, sigma_range: tuple[float, float] = (1e-3, 1e2)) -> None:
+        super().__init__()
+        self.network = network
+        self.sigma_data = sigma_data
+        self.sigma_range = sigma_range
+
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`(c_skip, c_out, c_in)`."""
+        n = torch.sqrt(sigma**2 + (alpha * self.sigma_data) ** 2)
+        return alpha * self.sigma_data**2 / n**2, sigma * self.sigma_data / n, 1 / n
+
+    def forward(self, z: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        """`alpha`, `sigma`: one value per batch item, shape `(B or 1, 1, ..., 1)`.
+
+        Raises:
+            InputError: the noise level varies within an item; this network knows one level per item.
+        """
+        if alpha.ndim != z.ndim or alpha[0].numel() != 1:
+            raise InputError("this network takes one noise level per batch item; use one trained with per-element levels")
+        c_skip, c_out, c_in = (c.to(z.dtype) for c in self.coefficients(alpha, sigma))
+        low, high = self.sigma_range
+        ratio = (sigma / alpha.clamp_min(1e-12)).clamp(low, high)
+        c_noise = (ratio.log() / 4).to(z.dtype).reshape(-1).expand(z.shape[0])
+        x = c_in * z if condition is None else torch.cat([c_in * z, condition], dim=1)
+        return c_skip * z + c_out * self.network(x, c_noise).to(z.dtype)

@@ -1,0 +1,233 @@
+"""One trainer for every domain, process and head.
+
+The network learns `F` of EDM preconditioning (suite/network.py): the regression target `(x0 - c_skip z) / c_out` has unit
+variance at every noise level, so the loss needs no weighting (Karras et al. 2022, section 5).
+Every step draws its data, times and noise from a generator made of the seed and the step's number: a resumed run equals
+an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
+from safetensors.torch import save_file
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from suite.errors import InputError
+from suite.network import Preconditioned, UNet
+from suite.noise import generator
+from suite.process import Process, process
+
+
+class NetworkConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    channels: list[int] = [48, 96, 192, 256]
+    blocks: int = 2
+    dims: Literal[1, 2, 3] = 2
+    features: int = 256
+
+
+class NoiseLevels(BaseModel):
+    """Training noise levels: `log(sigma/alpha)` normal with this mean and deviation, or `t` uniform when mean is null."""
+
+    model_config = ConfigDict(extra="forbid")
+    mean: float | None = -2.3
+    std: float = 1.6
+    low: float = 2e-3
+    high: float = 20.0
+
+
+class TrainingConfig(BaseModel):
+    """What is trained, and how. One file of this kind, and the data, make a prior."""
+
+    model_config = ConfigDict(extra="forbid")
+    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    process: str = "edm"
+    process_parameters: dict[str, float] = Field(default_factory=dict)
+    sigma_data: float = 0.5
+    noise: NoiseLevels = Field(default_factory=NoiseLevels)
+    patch: int = 64
+    batch: int = 16
+    steps: int = 20000
+    learning_rate: float = 5e-4
+    warmup: int = 200
+    cooldown: float = 0.3
+    ema: float = 0.999
+    immiscible: bool = False
+    mixed_precision: bool = True
+    seed: int = 0
+    validate_every: int = 1000
+    validation_levels: list[float] = [0.005, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0]
+
+
+class Source(Protocol):
+    """Training data of a domain."""
+
+    channels: int
+    condition_channels: int
+
+    def batch(self, size: int, patch: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """`size` clean examples `(B, C, *patch)` in network units, and their degraded partners `y` (or None)."""
+
+    def validation(self, patch: int) -> tuple[Tensor, Tensor | None]:
+        """Fixed examples of subjects that `batch` never shows."""
+
+
+def draw_times(config: TrainingConfig, proc: Process, size: int, rng: torch.Generator) -> Tensor:
+    """Times `(size,)` in float64."""
+    levels = config.noise
+    if levels.mean is None:
+        return torch.rand(size, generator=rng, dtype=torch.float64)
+    log_ratio = levels.mean + levels.std * torch.randn(size, generator=rng, dtype=torch.float64)
+    return proc.time_of_log_snr(-log_ratio.clamp(math.log(levels.low), math.log(levels.high)))
+
+
+def assign_noise(x0: Tensor, eps: Tensor) -> Tensor:
+    """Immiscible diffusion (Li et al. 2024): permute the batch's noises so that each goes to a near image."""
+    cost = torch.cdist(x0.flatten(1), eps.flatten(1))
+    return eps[torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device=eps.device)]
+
+
+def residual_loss(net: Preconditioned, proc: Process, x0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor) -> Tensor:
+    """`|F - (x0 - c_skip z)/c_out|^2`, one value per batch item."""
+    time_ = t.reshape(-1, *(1,) * (x0.ndim - 1))
+    alpha, sigma = proc.alpha(time_).to(x0.dtype), proc.sigma(time_).to(x0.dtype)
+    z = alpha * x0 + sigma * eps
+    _, c_out, _ = net.coefficients(alpha, sigma)
+    return ((net(z, alpha, sigma, y) - x0) / c_out).square().flatten(1).mean(1)
+
+
+class Trainer:
+    """Trains a preconditioned U-Net on a `Source`, with EMA, mixed precision, checkpoints and per-level validation."""
+
+    def __init__(self, config: TrainingConfig, source: Source, output: Path, device: torch.device) -> None:
+        self.config, self.source, self.output, self.device = config, source, output, device
+        self.process = process(config.process, **config.process_parameters)
+        torch.manual_seed(config.seed)  # initial weights; nothing else draws from the global generator
+        backbone = UNet(
+            source.channels + source.condition_channels, source.channels, **config.network.model_dump()
+        )
+        span = (config.noise.low, config.noise.high)
+        self.net = Preconditioned(backbone, config.sigma_data, span).to(device)
+        if config.network.dims == 2:
+            self.net = self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.net).requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
+        self.step = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.output.with_suffix(".checkpoint")
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, constant, linear cool-down over the last share of the steps."""
+        config = self.config
+        left = (config.steps - self.step) / max(1.0, config.cooldown * config.steps)
+        return config.learning_rate * min(1.0, (self.step + 1) / config.warmup, left)
+
+    def train_step(self) -> float:
+        config = self.config
+        rng = generator(config.seed, f"step {self.step}")
+        x0, y = self.source.batch(config.batch, config.patch, rng)
+        t = draw_times(config, self.process, len(x0), rng)
+        eps = torch.randn(x0.shape, generator=rng)
+        eps = assign_noise(x0, eps) if config.immiscible else eps
+        x0, t, eps = x0.to(self.device), t.to(self.device), eps.to(self.device)
+        y = None if y is None else y.to(self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.mixed_precision):
+            loss = residual_loss(self.net, self.process, x0, y, t, eps).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        decay = min(config.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.net.parameters()), 1 - decay)
+        self.step += 1
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Root-mean-square denoising error of the averaged network at each noise level, in network units."""
+        x0, y = self.source.validation(self.config.patch)
+        out = {}
+        for level in self.config.validation_levels:
+            errors = []
+            for i in range(0, len(x0), 32):
+                x, cond = x0[i : i + 32].to(self.device), None if y is None else y[i : i + 32].to(self.device)
+                eps = torch.randn(x.shape, generator=generator(0, f"validation {level} {i}")).to(self.device)
+                t = self.process.time_of_log_snr(torch.full((1, 1, 1, 1), -math.log(level)).double())
+                alpha, sigma = self.process.alpha(t).float().to(self.device), self.process.sigma(t).float().to(self.device)
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.mixed_precision):
+                    mean = self.average(alpha * x + sigma * eps, alpha, sigma, cond)
+                errors.append((mean - x).square().flatten(1).mean(1))
+            out[f"{level:g}"] = float(torch.cat(errors).mean().sqrt())
+        return out
+
+    def run(self, report: Callable[[dict[str, Any]], None] = lambda _: None, minutes: float | None = None) -> None:
+        """Train to the configured number of steps, or until `minutes` have passed (then cut short, with a checkpoint)."""
+        began, losses = time.monotonic() - self.seconds, []
+        while self.step < self.config.steps:
+            losses.append(self.train_step())
+            self.seconds = time.monotonic() - began
+            over = minutes is not None and self.seconds > 60 * minutes
+            if self.step % self.config.validate_every == 0 or self.step == self.config.steps or over:
+                row = {"step": self.step, "seconds": round(self.seconds, 1), "loss": sum(losses) / len(losses)}
+                row["validation_rmse"] = self.validate()
+                self.history.append(row)
+                losses = []
+                self.save_checkpoint()
+                report(row)
+            if over:
+                break
+
+    # --- checkpoints: every tensor in one safetensors file, numbers in its metadata; no pickle ---
+
+    def save_checkpoint(self) -> None:
+        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{i}.{k}": v for k, v in state.items()}
+        state = {"step": self.step, "seconds": self.seconds, "history": self.history, "config": self.config.model_dump()}
+        partial = self.checkpoint.with_name(f".{self.checkpoint.name}.partial")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata={"state": json.dumps(state)})
+        partial.replace(self.checkpoint)
+
+    def resume(self) -> None:
+        """Continue from the checkpoint beside the output.
+
+        Raises:
+            InputError: there is none, or it was made by another configuration (the step count may differ).
+        """
+        if not self.checkpoint.exists():
+            raise InputError(f"nothing to resume: there is no checkpoint {self.checkpoint}")
+        with safe_open(self.checkpoint, "pt") as f:
+            state = json.loads(f.metadata()["state"])
+            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - safe_open is no mapping
+        if {**state["config"], "steps": 0} != {**self.config.model_dump(), "steps": 0}:
+            raise InputError(f"the checkpoint {self.checkpoint} was made by another configuration; start without --resume")
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.net.load_state_dict(part("net."))
+        self.average.load_state_dict(part("average."))
+        adam: dict[int, dict[str, Tensor]] = {}
+        for key, value in part("adam.").items():
+            index, name = key.split(".", 1)
+            adam.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": adam, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
