@@ -1,13 +1,14 @@
 """The shared backbone: a convolutional U-Net that knows the noise level and runs on any image size.
 
-Neither attention nor spatial normalisation: both tie a network to the size it was trained on, and this one is trained on
-patches and applied to whole images (for that reason MONAI's GroupNorm-based diffusion U-Net does not fit here).
+Neither attention nor spatial normalisation: both tie a network to the size it was trained on, and this one is trained
+on patches and applied to whole images (for that reason MONAI's GroupNorm-based diffusion U-Net does not fit here).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,14 +24,19 @@ _UP: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose
 class NoiseEmbedding(nn.Module):
     """Fourier features of `log(sigma/alpha)/4` through a small network (Karras et al. 2022, c_noise)."""
 
+    frequencies: Tensor
+
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.exp(torch.linspace(math.log(0.5), math.log(32.0), 16)), persistent=False)
+        self.register_buffer(
+            "frequencies", torch.exp(torch.linspace(math.log(0.5), math.log(32.0), 16)), persistent=False
+        )
         self.net = nn.Sequential(nn.Linear(32, features), nn.SiLU(), nn.Linear(features, features), nn.SiLU())
 
     def forward(self, c_noise: Tensor) -> Tensor:
         phase = c_noise[:, None] * self.frequencies
-        return self.net(torch.cat([phase.sin(), phase.cos()], dim=1))
+        out: Tensor = self.net(torch.cat([phase.sin(), phase.cos()], dim=1))
+        return out
 
 
 class ResidualBlock(nn.Module):
@@ -49,7 +55,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(x)
         scale, shift = self.modulation(embedding)[(...,) + (None,) * (h.ndim - 2)].to(h.dtype).chunk(2, dim=1)
-        return x + self.conv2(F.silu(torch.addcmul(shift, h, 1 + scale), inplace=not torch.is_grad_enabled()))
+        out: Tensor = x + self.conv2(F.silu(torch.addcmul(shift, h, 1 + scale), inplace=not torch.is_grad_enabled()))
+        return out
 
 
 class UNet(nn.Module):
@@ -61,6 +68,10 @@ class UNet(nn.Module):
         channels: width of each level; each level halves the resolution of the one before.
         blocks: residual blocks per level, on the way down and again on the way up.
         dims: 1, 2 or 3 spatial dimensions.
+        features: width of the noise level's embedding.
+
+    Raises:
+        InputError: another number of dimensions, or a width or count below 1.
     """
 
     def __init__(
@@ -73,6 +84,11 @@ class UNet(nn.Module):
         features: int = 256,
     ) -> None:
         super().__init__()
+        if dims not in (1, 2, 3) or not channels or min(in_channels, out_channels, blocks, features, *channels) < 1:
+            raise InputError(
+                f"a U-Net needs 1, 2 or 3 dimensions and widths of at least 1, not dims = {dims}, channels = "
+                f"{list(channels)}, blocks = {blocks}, features = {features}, {in_channels} -> {out_channels} channels"
+            )
         conv, up = _CONV[dims - 1], _UP[dims - 1]
         self.settings = {
             "in_channels": in_channels,
@@ -92,7 +108,7 @@ class UNet(nn.Module):
 
         self.down = nn.ModuleList(level(c) for c in channels)
         self.up = nn.ModuleList(level(c) for c in channels[:-1])
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        pairs = list(pairwise(channels))
         self.shrink = nn.ModuleList(conv(a, b, 2, stride=2) for a, b in pairs)
         self.grow = nn.ModuleList(up(b, a, 2, stride=2) for a, b in pairs)
 
@@ -104,23 +120,29 @@ class UNet(nn.Module):
         embedding = self.embed(c_noise)
         x = self.head(x)
         skips = []
+        level: Any
         for i, level in enumerate(self.down):
             x = self.shrink[i - 1](x) if i else x
             for block in level:
                 x = block(x, embedding)
             skips.append(x)
         x = skips.pop()
-        for i in reversed(range(len(self.up))):
+        for i, level in reversed(list(enumerate(self.up))):
             x = self.grow[i](x) + skips.pop()
-            for block in self.up[i]:  # type: ignore[union-attr]
+            for block in level:
                 x = block(x, embedding)
-        return self.tail(x)[(..., *(slice(s) for s in size))]
+        out: Tensor = self.tail(x)
+        whole: tuple[Any, ...] = (..., *map(slice, size))
+        return out[whole]
 
 
 class Preconditioned(nn.Module):
-    """`E[x0 | z]` for `z = alpha x0 + sigma eps`: EDM preconditioning (Karras et al. 2022, table 1) for any alpha, sigma.
+    """`E[x0 | z]` for `z = alpha x0 + sigma eps`: EDM preconditioning (Karras et al. 2022, table 1), any alpha, sigma.
 
-    With `n^2 = sigma^2 + alpha^2 s^2` and data scale `s`: D = (alpha s^2 / n^2) z + (sigma s / n) F(z / n; log(sigma/alpha)).
+    With `n^2 = sigma^2 + alpha^2 s^2` and data scale `s`,
+
+        D = (alpha s^2 / n^2) z + (sigma s / n) F(z / n; log(sigma / alpha) / 4).
+
     Finite at alpha = 0. Only the ratio sigma/alpha matters, so one network serves VP, VE, EDM and flow alike.
 
     Args:
@@ -143,14 +165,20 @@ class Preconditioned(nn.Module):
     def forward(self, z: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """`alpha`, `sigma`: one value per batch item, shape `(B or 1, 1, ..., 1)`.
 
+        The network works in the precision of its weights, the sum around it in that of `z`.
+
         Raises:
             InputError: the noise level varies within an item; this network knows one level per item.
         """
         if alpha.ndim != z.ndim or alpha[0].numel() != 1:
-            raise InputError("this network takes one noise level per batch item; use one trained with per-element levels")
+            raise InputError(
+                "this network takes one noise level per batch item; use one trained with per-element levels"
+            )
         c_skip, c_out, c_in = (c.to(z.dtype) for c in self.coefficients(alpha, sigma))
         low, high = self.sigma_range
         ratio = (sigma / alpha.clamp_min(1e-12)).clamp(low, high)
-        c_noise = (ratio.log() / 4).to(z.dtype).reshape(-1).expand(z.shape[0])
+        dtype = next(self.network.parameters(), z).dtype
+        c_noise = (ratio.log() / 4).to(dtype).reshape(-1).expand(z.shape[0])
         x = c_in * z if condition is None else torch.cat([c_in * z, condition], dim=1)
-        return c_skip * z + c_out * self.network(x, c_noise).to(z.dtype)
+        out: Tensor = c_skip * z + c_out * self.network(x.to(dtype), c_noise).to(z.dtype)
+        return out

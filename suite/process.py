@@ -60,7 +60,7 @@ class Process:
         return x
 
     def start(self, eps: Tensor, y: Tensor | None = None, t: float = 1.0) -> Tensor:
-        """State at the start time: `(alpha + beta) y + sigma eps` when anchored (x0 is taken to be y), else `sigma eps`.
+        """State at the start time: `(alpha + beta) y + sigma eps` when anchored (taking y for x0), else `sigma eps`.
 
         Exact where alpha(t) = 0 or x0 = y; otherwise it leaves the mismatch `alpha(t) (x0 - y)`, or `alpha(t) x0`.
         """
@@ -68,7 +68,7 @@ class Process:
         return self.marginal(torch.zeros_like(eps) if y is None else y.expand_as(eps), time, eps, y)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """`lambda(t) = log(alpha / sigma)` (half the log-SNR), decreasing in `t`; infinite at the ends where one vanishes."""
+        """`lambda(t) = log(alpha / sigma)` (half the log-SNR), decreasing; infinite at the ends where one vanishes."""
         alpha = self.alpha(t)
         lam = torch.log(alpha) - torch.log(self.sigma(t))
         return torch.where(alpha == 0, -torch.inf, lam)  # 0/0 at the anchored end of a bridge is no signal
@@ -84,9 +84,15 @@ class Process:
         return (low + high) / 2
 
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`(alpha', beta', sigma')` at `t`, by forward-mode differentiation."""
-        one = torch.ones_like(t)
-        return tuple(torch.func.jvp(f, (t,), (one,))[1] for f in (self.alpha, self.beta, self.sigma))  # type: ignore[return-value]
+        """`(alpha', beta', sigma')` at `t`, by automatic differentiation."""
+
+        def slope(schedule: Schedule, time: Tensor) -> Tensor:
+            value = schedule(time)
+            return torch.autograd.grad(value.sum(), time)[0] if value.requires_grad else torch.zeros_like(time)
+
+        with torch.inference_mode(False), torch.enable_grad():
+            time = t.detach().clone().requires_grad_()
+            return slope(self.alpha, time), slope(self.beta, time), slope(self.sigma, time)
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Markov kernel of `z` from `s` to the noisier `t`: `z_t = a z_s + b xi`; returns `(a, b)`.
@@ -102,7 +108,7 @@ class Process:
         a = alpha_t / alpha_s
         variance = sigma_t**2 - (a * sigma_s) ** 2
         if bool((variance < -1e-9 * sigma_t**2).any()):
-            raise InputError(f"{self.name} has no Markov kernel here: sigma/alpha must not decrease; re-noise from s < t")
+            raise InputError(f"{self.name} has no kernel here: sigma/alpha must not decrease; re-noise from s < t")
         return a, variance.clamp_min(0).sqrt()
 
     def renoise(self, x: Tensor, s: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None) -> Tensor:
@@ -112,7 +118,7 @@ class Process:
         return z if y is None or not self.anchored else z + self.beta(t).to(x.dtype) * y
 
 
-# --- the members -------------------------------------------------------------------------------------------------------
+# --- the members ------------------------------------------------------------------------------------------------------
 
 
 def _one(t: Tensor) -> Tensor:
@@ -181,9 +187,9 @@ def flow_matching() -> Process:
 
 
 def ir_sde(lam: float = 50 / 255, eps: float = 0.005, s: float = 0.008) -> Process:
-    """Mean reverting (Luo et al. 2023): alpha = exp(-theta_bar), sigma = lam sqrt(1 - alpha^2), cosine theta, alpha(1) = eps.
+    """Mean reverting (Luo et al. 2023): alpha = exp(-theta_bar), sigma = lam sqrt(1 - alpha^2), alpha(1) = eps.
 
-    The authors' rate theta(t) = 1 - cos^2(phi) / cos^2(phi_0), phi = (t + s)/(1 + s) pi/2, integrated in closed form.
+    The authors' cosine rate theta(t) = 1 - cos^2(phi) / cos^2(phi_0), phi = (t + s)/(1 + s) pi/2, integrated in closed form.
     """
     rate = math.pi / 2 / (1 + s)
     phi0 = s * rate

@@ -1,7 +1,7 @@
 """One trainer for every domain, process and head.
 
-The network learns `F` of EDM preconditioning (suite/network.py): the regression target `(x0 - c_skip z) / c_out` has unit
-variance at every noise level, so the loss needs no weighting (Karras et al. 2022, section 5).
+The network learns `F` of EDM preconditioning (suite/network.py): the regression target `(x0 - c_skip z) / c_out` has
+unit variance at every noise level, so the loss needs no weighting (Karras et al. 2022, section 5).
 Every step draws its data, times and noise from a generator made of the seed and the step's number: a resumed run equals
 an undisturbed one.
 """
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from safetensors import safe_open
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -38,36 +38,36 @@ class NetworkConfig(BaseModel):
 
 
 class NoiseLevels(BaseModel):
-    """Training noise levels: `log(sigma/alpha)` normal with this mean and deviation, or `t` uniform when mean is null."""
+    """Training noise levels: `log(sigma/alpha)` normal with this mean and deviation; `t` uniform when mean is null."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     mean: float | None = -2.3
-    std: float = 1.6
-    low: float = 2e-3
-    high: float = 20.0
+    std: float = Field(default=1.6, ge=0)
+    low: float = Field(default=2e-3, gt=0)
+    high: float = Field(default=20.0, gt=0)
 
 
 class TrainingConfig(BaseModel):
     """What is trained, and how. One file of this kind, and the data, make a prior."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     process: str = "edm"
     process_parameters: dict[str, float] = Field(default_factory=dict)
-    sigma_data: float = 0.5
+    sigma_data: float = Field(default=0.5, gt=0)
     noise: NoiseLevels = Field(default_factory=NoiseLevels)
-    patch: int = 64
-    batch: int = 16
-    steps: int = 20000
-    learning_rate: float = 5e-4
-    warmup: int = 200
-    cooldown: float = 0.3
-    ema: float = 0.999
+    patch: int = Field(default=64, ge=1)
+    batch: int = Field(default=16, ge=1)
+    steps: int = Field(default=20000, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    warmup: int = Field(default=200, ge=0)
+    cooldown: float = Field(default=0.3, ge=0)
+    ema: float = Field(default=0.999, ge=0, lt=1)
     immiscible: bool = False
     mixed_precision: bool = True
     seed: int = 0
-    validate_every: int = 1000
-    validation_levels: list[float] = [0.005, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0]
+    validate_every: int = Field(default=1000, ge=1)
+    validation_levels: list[PositiveFloat] = [0.005, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0]
 
 
 class Source(Protocol):
@@ -99,12 +99,13 @@ def assign_noise(x0: Tensor, eps: Tensor) -> Tensor:
 
 
 def residual_loss(net: Preconditioned, proc: Process, x0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor) -> Tensor:
-    """`|F - (x0 - c_skip z)/c_out|^2`, one value per batch item."""
+    """`|F - (x0 - c_skip z)/c_out|^2`, one value per batch item; `z` needs no `y`: it is the state less its anchor."""
     time_ = t.reshape(-1, *(1,) * (x0.ndim - 1))
     alpha, sigma = proc.alpha(time_).to(x0.dtype), proc.sigma(time_).to(x0.dtype)
     z = alpha * x0 + sigma * eps
     _, c_out, _ = net.coefficients(alpha, sigma)
-    return ((net(z, alpha, sigma, y) - x0) / c_out).square().flatten(1).mean(1)
+    loss: Tensor = ((net(z, alpha, sigma, y) - x0) / c_out).square().flatten(1).mean(1)
+    return loss
 
 
 class Trainer:
@@ -114,9 +115,7 @@ class Trainer:
         self.config, self.source, self.output, self.device = config, source, output, device
         self.process = process(config.process, **config.process_parameters)
         torch.manual_seed(config.seed)  # initial weights; nothing else draws from the global generator
-        backbone = UNet(
-            source.channels + source.condition_channels, source.channels, **config.network.model_dump()
-        )
+        backbone = UNet(source.channels + source.condition_channels, source.channels, **config.network.model_dump())
         span = (config.noise.low, config.noise.high)
         self.net = Preconditioned(backbone, config.sigma_data, span).to(device)
         if config.network.dims == 2:
@@ -135,9 +134,14 @@ class Trainer:
         """Linear warm-up, constant, linear cool-down over the last share of the steps."""
         config = self.config
         left = (config.steps - self.step) / max(1.0, config.cooldown * config.steps)
-        return config.learning_rate * min(1.0, (self.step + 1) / config.warmup, left)
+        return config.learning_rate * min(1.0, (self.step + 1) / max(1, config.warmup), left)
 
     def train_step(self) -> float:
+        """One optimiser step; returns the loss.
+
+        Raises:
+            InputError: the loss is not finite; the last checkpoint is untouched.
+        """
         config = self.config
         rng = generator(config.seed, f"step {self.step}")
         x0, y = self.source.batch(config.batch, config.patch, rng)
@@ -157,7 +161,12 @@ class Trainer:
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.net.parameters()), 1 - decay)
         self.step += 1
-        return float(loss.detach())
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise InputError(
+                f"the training loss is {value} at step {self.step}; look for NaN in the data or lower learning_rate"
+            )
+        return value
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -169,8 +178,8 @@ class Trainer:
             for i in range(0, len(x0), 32):
                 x, cond = x0[i : i + 32].to(self.device), None if y is None else y[i : i + 32].to(self.device)
                 eps = torch.randn(x.shape, generator=generator(0, f"validation {level} {i}")).to(self.device)
-                t = self.process.time_of_log_snr(torch.full((1, 1, 1, 1), -math.log(level)).double())
-                alpha, sigma = self.process.alpha(t).float().to(self.device), self.process.sigma(t).float().to(self.device)
+                t = self.process.time_of_log_snr(torch.full((1,) * x.ndim, -math.log(level), dtype=torch.float64))
+                alpha, sigma = (f(t).float().to(self.device) for f in (self.process.alpha, self.process.sigma))
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.mixed_precision):
                     mean = self.average(alpha * x + sigma * eps, alpha, sigma, cond)
                 errors.append((mean - x).square().flatten(1).mean(1))
@@ -178,15 +187,19 @@ class Trainer:
         return out
 
     def run(self, report: Callable[[dict[str, Any]], None] = lambda _: None, minutes: float | None = None) -> None:
-        """Train to the configured number of steps, or until `minutes` have passed (then cut short, with a checkpoint)."""
-        began, losses = time.monotonic() - self.seconds, []
+        """Train to the configured number of steps, or until `minutes` have passed, those before a resume counted too.
+
+        A run cut short keeps a checkpoint.
+        """
+        began = time.monotonic() - self.seconds
+        losses: list[float] = []
         while self.step < self.config.steps:
             losses.append(self.train_step())
             self.seconds = time.monotonic() - began
             over = minutes is not None and self.seconds > 60 * minutes
             if self.step % self.config.validate_every == 0 or self.step == self.config.steps or over:
-                row = {"step": self.step, "seconds": round(self.seconds, 1), "loss": sum(losses) / len(losses)}
-                row["validation_rmse"] = self.validate()
+                row: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 1)}
+                row |= {"loss": sum(losses) / len(losses), "validation_rmse": self.validate()}
                 self.history.append(row)
                 losses = []
                 self.save_checkpoint()
@@ -201,7 +214,12 @@ class Trainer:
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{k}": v for k, v in state.items()}
-        state = {"step": self.step, "seconds": self.seconds, "history": self.history, "config": self.config.model_dump()}
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "config": self.config.model_dump(),
+        }
         partial = self.checkpoint.with_name(f".{self.checkpoint.name}.partial")
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata={"state": json.dumps(state)})
         partial.replace(self.checkpoint)
@@ -210,15 +228,20 @@ class Trainer:
         """Continue from the checkpoint beside the output.
 
         Raises:
-            InputError: there is none, or it was made by another configuration (the step count may differ).
+            InputError: there is none, it is damaged, or another configuration made it (the step count may differ).
         """
         if not self.checkpoint.exists():
             raise InputError(f"nothing to resume: there is no checkpoint {self.checkpoint}")
-        with safe_open(self.checkpoint, "pt") as f:
-            state = json.loads(f.metadata()["state"])
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - safe_open is no mapping
+        try:
+            with safe_open(self.checkpoint, "pt") as f:
+                state = json.loads((f.metadata() or {})["state"])
+                tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - safe_open is no mapping
+        except (SafetensorError, OSError, KeyError, ValueError):
+            raise InputError(f"the checkpoint {self.checkpoint} is damaged; start without --resume") from None
         if {**state["config"], "steps": 0} != {**self.config.model_dump(), "steps": 0}:
-            raise InputError(f"the checkpoint {self.checkpoint} was made by another configuration; start without --resume")
+            raise InputError(
+                f"the checkpoint {self.checkpoint} was made by another configuration; start without --resume"
+            )
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -226,8 +249,10 @@ class Trainer:
         self.net.load_state_dict(part("net."))
         self.average.load_state_dict(part("average."))
         adam: dict[int, dict[str, Tensor]] = {}
+        weights = list(self.net.parameters())
         for key, value in part("adam.").items():
             index, name = key.split(".", 1)
-            adam.setdefault(int(index), {})[name] = value
+            like = weights[int(index)] if value.ndim else value  # in the weights' memory order: mixed orders are slow
+            adam.setdefault(int(index), {})[name] = torch.empty_like(like, requires_grad=False).copy_(value)
         self.optimizer.load_state_dict({"state": adam, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]

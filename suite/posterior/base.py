@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from suite.denoiser import Denoiser
@@ -13,9 +14,9 @@ from suite.errors import InputError
 from suite.grid import time_grid
 from suite.measurement import Measurement
 from suite.noise import Noise
-from suite.solver import SOLVERS, Solver, sample
-
-Callback = Callable[[int, Tensor, Tensor], None]
+from suite.operators import LinearOperator
+from suite.process import Process
+from suite.solver import SOLVERS, Callback, Solver, sample
 
 
 class PosteriorMethod(ABC):
@@ -24,12 +25,14 @@ class PosteriorMethod(ABC):
     Attributes:
         name: as on the command line.
         estimator: "sample" when its draws follow the posterior (graded in suite/verify.py), else "point".
+        exact_for: the kinds of prior for which they do, of "white" and "correlated" (Gaussians) and "mixture"; none for "point".
         steps: network evaluations it advertises, and uses when none are asked for.
         differentiates: True when it back-propagates through the network.
     """
 
     name: ClassVar[str]
     estimator: ClassVar[Literal["sample", "point"]]
+    exact_for: ClassVar[tuple[str, ...]] = ()
     steps: ClassVar[int]
     differentiates: ClassVar[bool] = False
 
@@ -54,7 +57,7 @@ class PosteriorMethod(ABC):
             noise: random numbers, per item.
             steps: network evaluations, an upper bound (default: `self.steps`).
             y: anchor of an anchored process.
-            callback: called after each step with its number, the state and the current estimate of `x0`.
+            callback: called after each step with its number (from 1), the new state and the estimate of `x0` it used.
 
         Raises:
             InputError: a process or operator it cannot serve; the message names what would work.
@@ -76,19 +79,30 @@ class Guided(PosteriorMethod):
         solver: name in `suite.solver.SOLVERS`, or a solver.
         grid: kind of time grid (`suite.grid.time_grid`).
         start: time to start from.
+        data_std: standard deviation s of the prior's data (default: the prior's own `data_std`, or 1).
     """
 
     solver: str | Solver = "ddim"
     grid: str = "logsnr"
 
-    def __init__(self, solver: str | Solver | None = None, grid: str | None = None, start: float = 1.0) -> None:
+    def __init__(
+        self,
+        solver: str | Solver | None = None,
+        grid: str | None = None,
+        start: float = 1.0,
+        data_std: float | None = None,
+    ) -> None:
         self.solver = solver or type(self).solver
         self.grid = grid or type(self).grid
-        self.start = start
+        self.start, self.data_std = start, data_std
 
     @abstractmethod
-    def guide(self, prior: Denoiser, measurement: Measurement) -> Denoiser:
+    def guide(self, prior: Denoiser, measurement: Measurement, noise: Noise) -> Denoiser:
         """The posterior denoiser `E[x0 | x_t, measurement]`, or the method's stand-in for it."""
+
+    def stepper(self, prior: Denoiser, measurement: Measurement) -> Solver:
+        """The solver of a run; a method that prescribes its own step returns that."""
+        return SOLVERS[self.solver]() if isinstance(self.solver, str) else self.solver
 
     def run(
         self,
@@ -102,8 +116,53 @@ class Guided(PosteriorMethod):
         callback: Callback | None = None,
     ) -> Tensor:
         self.check(prior)
-        solver = SOLVERS[self.solver]() if isinstance(self.solver, str) else self.solver
-        intervals = solver.steps_for(steps or self.steps)
-        grid = time_grid(prior.process, intervals, self.grid, start=self.start)
+        solver = self.stepper(prior, measurement)
+        grid = time_grid(prior.process, solver.steps_for(steps or self.steps), self.grid, start=self.start)
         x = prior.process.start(noise.normal(like), y, self.start)
-        return sample(self.guide(prior, measurement), solver, grid, x, y=y, noise=noise, callback=callback)
+        return sample(self.guide(prior, measurement, noise), solver, grid, x, y=y, noise=noise, callback=callback)
+
+
+class GuidedDenoiser(Denoiser):
+    """A prior's denoiser that knows a measurement; the methods fill in how."""
+
+    def __init__(self, prior: Denoiser, measurement: Measurement, data_std: float | None = None) -> None:
+        super().__init__(prior.process)
+        self.prior, self.measurement = prior, measurement
+        self.data_std = float(getattr(prior, "data_std", 1.0)) if data_std is None else data_std
+
+    def variance(self, t: Tensor) -> Tensor:
+        """`r_t^2 = s^2 q^2 / (s^2 + q^2)`, q = sigma/alpha: the variance of x0 given x_t for white data of std s."""
+        return error_variance(self.process, t, self.data_std)
+
+    def tweedie(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """`D = E[x0 | x_t]` and `v -> (sigma^2 / alpha) (dD/dx_t)^T v`, from one evaluation of the network.
+
+        The second is `Cov[x0 | x_t] v` by Tweedie's formula (Efron 2011), whose matrix is symmetric, and also turns a gradient in
+        D into the shift of the mean it asks for: `E[x0 | x_t, y] = D + (sigma^2 / alpha) d log p(y | x_t) / dx_t`. Where alpha = 0,
+        x_t says nothing about x0 and `r_t^2 v` stands in for both.
+        """
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            mean = self.prior(x, t, y)
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        seen = alpha > 0
+        scale = torch.where(seen, sigma**2 / torch.where(seen, alpha, 1.0), 0.0).to(x.dtype)
+        unseen = torch.where(seen, 0.0, self.variance(t)).to(x.dtype)
+
+        def covariance(v: Tensor) -> Tensor:
+            (pulled,) = torch.autograd.grad(mean, x, v, retain_graph=True, allow_unused=True)
+            return unseen * v if pulled is None else scale * pulled + unseen * v
+
+        return mean.detach(), covariance
+
+
+def error_variance(process: Process, t: Tensor, data_std: float) -> Tensor:
+    """`r_t^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2)`, finite at alpha = 0 (where it is s^2)."""
+    signal, sigma2 = (process.alpha(t) * data_std) ** 2, process.sigma(t) ** 2
+    total = signal + sigma2
+    return data_std**2 * torch.where(total > 0, sigma2 / torch.where(total > 0, total, 1.0), 1.0)
+
+
+def whitened_operator(measurement: Measurement) -> LinearOperator:
+    """`W A`."""
+    return measurement.whitened()[0]
