@@ -110,8 +110,8 @@ class HeadDenoiser(Denoiser):
 
         c_n = (1 - sqrt(a_n)) sqrt(1 - abar_n) / (1 - a_n) = sqrt(1 - abar_n) / (1 + sqrt(a_n))
 
-    with a_n = abar_n / abar_{n-1}; for fine steps a_n -> 1, so that `c = sqrt(1 - abar) / 2 = sigma / 2`, the default. A checkpoint trained on the
-    discrete chain passes its own `weight`.
+    with a_n = abar_n / abar_{n-1}; for fine steps a_n -> 1, so that `c = sqrt(1 - abar) / 2 = sigma / 2`, the default.
+    A checkpoint trained on the discrete chain passes its own `weight`.
 
     Args:
         network: `network(x_t, t, y)`; `t` arrives as the solver gave it (float64, broadcastable).

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from suite.errors import InputError
 from suite.process import Process
 
+CLEANEST = -math.log(0.002)  # log-SNR at the smallest sigma/alpha of Karras et al. 2022
 GRIDS = ("uniform", "quadratic", "karras", "logsnr")
 
 
@@ -19,7 +22,7 @@ def time_grid(
     start: float = 1.0,
     stop: float = 0.0,
     rho: float = 7.0,
-    log_snr_range: tuple[float, float] = (-5.0, 6.2),
+    log_snr_range: tuple[float, float] = (-5.0, CLEANEST),
 ) -> Tensor:
     """`steps + 1` decreasing times from `start` to `stop`, float64.
 
@@ -32,8 +35,8 @@ def time_grid(
         logsnr     equal steps in lambda = log(alpha/sigma) (Lu et al. 2022): the usual choice for diffusions
 
     The last two need finite ends, so lambda is clipped to `log_snr_range`: -5 is the noisy end used by Lu et al. and
-    MRS, 6.2 is Karras's smallest sigma/alpha = 0.002. The first time is `start` itself even where alpha(start) = 0,
-    and with `stop = 0` the last step goes from the clean end of the range to 0.
+    MRS, 6.2 the clean end (sigma/alpha = 0.002) of Karras et al. The first time is `start` itself even where
+    alpha(start) = 0, and with `stop = 0` the last step goes from the clean end of the range to 0.
 
     Raises:
         InputError: unknown kind, no steps, ends out of order, or a start already beyond the clean end of the range.
@@ -59,7 +62,7 @@ def time_grid(
     last = last if stop > 0 else last.clamp_max(high)
     if not bool(first < last):
         raise InputError(
-            f"at start = {start} {process.name} is already cleaner than log-SNR {high}; raise log_snr_range or start"
+            f"at start = {start} {process.name} is already cleaner than log-SNR {high:.3g}; raise the range or start"
         )
     if kind == "logsnr":
         lam = _spaced(float(first), float(last), inner + 1)

@@ -243,17 +243,17 @@ def _network(card: Card, path: Path) -> Preconditioned | ChainNetwork:
         if card.architecture == ChainNetwork.architecture:
             return ChainNetwork.from_settings(card.network, card.head)
         if card.architecture != "suite.network.UNet":
-            raise InputError(
-                f"the prior {path} has the architecture {card.architecture!r}, which this version does not know"
-            )
+            raise InputError(f"this version does not know the architecture {card.architecture!r}")
+        process(card.process, **card.process_parameters)
         unet = UNet(**card.network)
-    except (TypeError, KeyError, ValidationError) as error:
-        raise InputError(f"the card of {path} does not describe a network ({str(error).splitlines()[0]})") from error
-    if (unet.settings["in_channels"], unet.settings["out_channels"]) != (
-        card.channels + card.condition_channels,
-        card.channels,
-    ):
-        raise InputError(f"the card of {path} names {card.channels} channel(s), and its network has another number")
+    except (TypeError, KeyError, ValidationError, InputError) as error:
+        raise InputError(f"the card of {path} does not describe a prior: {str(error).splitlines()[0]}") from error
+    channels = unet.settings["in_channels"], unet.settings["out_channels"]
+    if channels != (card.channels + card.condition_channels, card.channels):
+        raise InputError(
+            f"the card of {path} says {card.channels} channel(s) and {card.condition_channels} of a condition; "
+            f"its network takes {channels[0]} and returns {channels[1]}"
+        )
     return Preconditioned(unet, card.sigma_data, card.sigma_range)
 
 

@@ -189,7 +189,7 @@ def flow_matching() -> Process:
 def ir_sde(lam: float = 50 / 255, eps: float = 0.005, s: float = 0.008) -> Process:
     """Mean reverting (Luo et al. 2023): alpha = exp(-theta_bar), sigma = lam sqrt(1 - alpha^2), alpha(1) = eps.
 
-    The authors' cosine rate theta(t) = 1 - cos^2(phi) / cos^2(phi_0), phi = (t + s)/(1 + s) pi/2, integrated in closed form.
+    The authors' cosine rate theta(t) = 1 - cos^2(phi) / cos^2(phi_0), phi = (t + s)/(1 + s) pi/2, in closed form.
     """
     rate = math.pi / 2 / (1 + s)
     phi0 = s * rate

@@ -185,10 +185,9 @@ class PredictorCorrector(Solver):
     """A predictor step, then Langevin corrections at the new time (Song et al. 2021, algorithm 1).
 
     Corrector: Langevin dynamics over the authors' step `e = 2 (snr sigma)^2` (their norms at expectation, so that
-        nothing
-    couples the elements), solved exactly for a D held fixed: `z <- alpha D + sigma (k eps + sqrt(1 - k^2) xi)`,
+    nothing couples the elements), solved exactly for a D held fixed: `z <- alpha D + sigma (k eps + sqrt(1 - k^2) xi)`,
     `k = exp(-e / sigma^2) = exp(-2 snr^2)`. Unlike an Euler step it leaves pure noise as it is and is stable for any
-    snr.
+    snr. Repeated for ever, it shortens the std of a Gaussian by at most snr^2 / 2 of itself.
 
     Args:
         snr: sets the step of the corrector.

@@ -46,7 +46,7 @@ def gaussians() -> dict[str, Gaussian]:
     }
 
 
-# --- heads -------------------------------------------------------------------------------------------------------------
+# --- heads ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -83,7 +83,7 @@ def test_head_at_the_start_is_right_or_refused(head: str, name: str) -> None:
 
 
 def test_resnoise_weight_is_the_limit_of_the_authors() -> None:
-    """Resfusion trains on eps + (1 - sqrt(a_n)) sqrt(1 - abar_n) / beta_n R; our default is its limit for fine steps."""
+    """Resfusion trains on eps + (1 - sqrt(a_n)) sqrt(1 - abar_n) / beta_n R; ours is its limit for fine steps."""
     steps = 100_000
     p = process("resfusion")
     t = torch.linspace(0.05, 1, steps, dtype=F64)
@@ -97,7 +97,12 @@ def test_resnoise_weight_is_the_limit_of_the_authors() -> None:
 
 def test_resnoise_takes_a_discrete_weight() -> None:
     p = process("resfusion")
-    x0, eps, y, t = randn(1, 1, 4), randn(1, 1, 4, seed=1), randn(1, 1, 4, seed=2), torch.full((1, 1, 1), 0.6, dtype=F64)
+    x0, eps, y, t = (
+        randn(1, 1, 4),
+        randn(1, 1, 4, seed=1),
+        randn(1, 1, 4, seed=2),
+        torch.full((1, 1, 1), 0.6, dtype=F64),
+    )
 
     def weight(t: Tensor) -> Tensor:
         return p.sigma(t) / (1 + 0.9)  # sqrt(a_n) = 0.9
@@ -133,7 +138,7 @@ def test_base_class_answers_nothing() -> None:
         Denoiser(process("vp"))(randn(1, 1), torch.ones(1, 1, dtype=F64))
 
 
-# --- Gaussians ---------------------------------------------------------------------------------------------------------
+# --- Gaussians ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "fourier", "dense"])
@@ -152,8 +157,9 @@ def test_gaussian_denoiser_is_linear_algebra(kind: str, alpha: float, sigma: flo
 def test_bridge_end_says_nothing_about_x0() -> None:
     """At t = 1 of a bridge alpha = sigma = 0: the answer is the prior."""
     p, y, t = process("sb-ve"), randn(2, 1, 2), torch.ones(1, 1, 1, dtype=F64)
-    near, far = Gaussian(torch.full((1, 2), -1.0, dtype=F64), torch.ones(1, 2, dtype=F64)), Gaussian(
-        torch.full((1, 2), 3.0, dtype=F64), 4 * torch.ones(1, 2, dtype=F64)
+    near, far = (
+        Gaussian(torch.full((1, 2), -1.0, dtype=F64), torch.ones(1, 2, dtype=F64)),
+        Gaussian(torch.full((1, 2), 3.0, dtype=F64), 4 * torch.ones(1, 2, dtype=F64)),
     )
     torch.testing.assert_close(near.denoiser(p)(y, t, y), near.mean_of().expand(2, 1, 2))
     mixture = GaussianMixture(torch.tensor([0.25, 0.75]), [near, far])
@@ -162,7 +168,11 @@ def test_bridge_end_says_nothing_about_x0() -> None:
 
 def test_flat_directions_stay_at_the_mean() -> None:
     law = Gaussian(torch.tensor([[1.0, 2.0]], dtype=F64), torch.tensor([[0.0, 1.0]], dtype=F64))
-    z, one, zero = torch.tensor([[[5.0, 5.0]]], dtype=F64), torch.ones(1, 1, 1, dtype=F64), torch.zeros(1, 1, 1, dtype=F64)
+    z, one, zero = (
+        torch.tensor([[[5.0, 5.0]]], dtype=F64),
+        torch.ones(1, 1, 1, dtype=F64),
+        torch.zeros(1, 1, 1, dtype=F64),
+    )
     torch.testing.assert_close(law.posterior_mean(z, one, zero), torch.tensor([[[1.0, 5.0]]], dtype=F64))
 
 
@@ -189,7 +199,9 @@ def test_marginal_is_the_law_of_the_states(name: str) -> None:
     y = randn(1, *SHAPE, seed=4)
     marginal = law.marginal(p, t, y)
     time = torch.tensor(t, dtype=F64)
-    torch.testing.assert_close(marginal.mean_of(), p.marginal(law.mean_of(), time, torch.zeros(1, *SHAPE, dtype=F64), y))
+    torch.testing.assert_close(
+        marginal.mean_of(), p.marginal(law.mean_of(), time, torch.zeros(1, *SHAPE, dtype=F64), y)
+    )
     expected = p.alpha(time) ** 2 * law.covariance() + p.sigma(time) ** 2 * torch.eye(24, dtype=F64)
     torch.testing.assert_close(marginal.covariance(), expected)
 
@@ -249,7 +261,7 @@ def test_bad_laws_are_refused() -> None:
         GaussianMixture(torch.ones(2), [Gaussian(mean, one), Gaussian(torch.zeros(1, 3), torch.ones(1, 3))])
 
 
-# --- mixtures ----------------------------------------------------------------------------------------------------------
+# --- mixtures -------------------------------------------------------------------------------------------------------
 
 
 def mixture(n: int = 3) -> GaussianMixture:
@@ -267,8 +279,11 @@ def test_mixture_mean_by_quadrature() -> None:
     alpha, sigma = float(p.alpha(t)), float(p.sigma(t))
     weights, means, stds = [0.3, 0.7], [-1.0, 0.8], [0.2, 0.5]
     law = GaussianMixture(
-        torch.tensor(weights),
-        [Gaussian(torch.full((1, 1), m, dtype=F64), torch.full((1, 1), s * s, dtype=F64)) for m, s in zip(means, stds, strict=True)],
+        torch.tensor(weights, dtype=F64),
+        [
+            Gaussian(torch.full((1, 1), m, dtype=F64), torch.full((1, 1), s * s, dtype=F64))
+            for m, s in zip(means, stds, strict=True)
+        ],
     )
     x0 = np.linspace(-6, 6, 20_001)
     prior = sum(w * stats.norm.pdf(x0, m, s) for w, m, s in zip(weights, means, stds, strict=True))
@@ -283,16 +298,20 @@ def test_mixture_mean_by_quadrature() -> None:
 
 @pytest.mark.parametrize("name", ["vp", "edm", "ouve", "rddm"])
 def test_tweedie(name: str) -> None:
-    """The score of the marginal, by autograd on its density, gives the mean; the Jacobian of the mean, the covariance."""
+    """The score of the marginal, by autograd on its density, gives the mean; the mean's Jacobian the covariance."""
     p, law, t = process(name), mixture(), torch.full((1, 1, 1), 0.6, dtype=F64)
     y = randn(1, 1, 3, seed=11)
     alpha, sigma, shift = p.alpha(t)[0, 0, 0], p.sigma(t)[0, 0, 0], (p.beta(t) * y).flatten()
     x = (randn(1, 1, 3, seed=12) + p.beta(t) * y).requires_grad_()
     parts = [
-        MultivariateNormal(alpha * c.mean_of().flatten() + shift, alpha**2 * c.covariance() + sigma**2 * torch.eye(3, dtype=F64))
+        MultivariateNormal(
+            alpha * c.mean_of().flatten() + shift, alpha**2 * c.covariance() + sigma**2 * torch.eye(3, dtype=F64)
+        )
         for c in law.components
     ]
-    density = torch.logsumexp(torch.stack([w.log() + d.log_prob(x.flatten()) for w, d in zip(law.weights, parts, strict=True)]), 0)
+    density = torch.logsumexp(
+        torch.stack([w.log() + d.log_prob(x.flatten()) for w, d in zip(law.weights, parts, strict=True)]), 0
+    )
     (score,) = torch.autograd.grad(density, x)
     denoiser = law.denoiser(p)
     mean = denoiser(x, t, y)
@@ -322,7 +341,7 @@ def test_mixture_moments_and_draws() -> None:
     torch.testing.assert_close(marginal.weights, law.weights)
 
 
-# --- conditioning ------------------------------------------------------------------------------------------------------
+# --- conditioning ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "fourier", "dense"])
@@ -333,7 +352,9 @@ def test_posterior_in_information_form(kind: str) -> None:
     rhs = torch.linalg.solve(law.covariance(), law.mean_of()[0].flatten()) + A.T @ torch.linalg.solve(R, y)
     posterior = law.condition(A, y, R)
     torch.testing.assert_close(posterior.covariance(), torch.linalg.inv(precision), rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(posterior.mean_of()[0].flatten(), torch.linalg.solve(precision, rhs), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(
+        posterior.mean_of()[0].flatten(), torch.linalg.solve(precision, rhs), rtol=1e-7, atol=1e-9
+    )
 
 
 def test_exact_measurement_pins_what_it_sees() -> None:
@@ -360,14 +381,20 @@ def test_complex_operator_becomes_a_real_matrix() -> None:
 def test_mixture_posterior_by_quadrature() -> None:
     weights, means, variances = [0.6, 0.4], [[-1.0, 0.0], [1.0, 0.5]], [[0.2, 0.4], [0.3, 0.1]]
     law = GaussianMixture(
-        torch.tensor(weights),
-        [Gaussian(torch.tensor([m], dtype=F64), torch.tensor([v], dtype=F64)) for m, v in zip(means, variances, strict=True)],
+        torch.tensor(weights, dtype=F64),
+        [
+            Gaussian(torch.tensor([m], dtype=F64), torch.tensor([v], dtype=F64))
+            for m, v in zip(means, variances, strict=True)
+        ],
     )
     A, y, noise = torch.tensor([[1.0, 1.0]], dtype=F64), torch.tensor([0.4], dtype=F64), 0.5
     axis = np.linspace(-5, 5, 801)
     u, v = np.meshgrid(axis, axis, indexing="ij")
     parts = [
-        w * stats.norm.pdf(u, m[0], math.sqrt(s[0])) * stats.norm.pdf(v, m[1], math.sqrt(s[1])) * stats.norm.pdf(0.4, u + v, noise)
+        w
+        * stats.norm.pdf(u, m[0], math.sqrt(s[0]))
+        * stats.norm.pdf(v, m[1], math.sqrt(s[1]))
+        * stats.norm.pdf(0.4, u + v, noise)
         for w, m, s in zip(weights, means, variances, strict=True)
     ]
     total = sum(p.sum() for p in parts)

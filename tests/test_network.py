@@ -129,6 +129,14 @@ def test_any_size_in_one_two_and_three_dimensions(dims: int, size: tuple[int, ..
     assert torch.equal(out, net(padded, torch.tensor([0.2]))[(..., *map(slice, size))])
 
 
+def test_detail_passes_by_the_coarse_levels() -> None:
+    net, x = backbone(), image()
+    for layer in net.grow:
+        nn.init.zeros_(layer.weight)
+    detail = net(x, torch.tensor([0.2])) - net(0 * x, torch.tensor([0.2]))
+    assert detail.abs().mean() > 0.05
+
+
 def test_items_of_a_batch_do_not_touch() -> None:
     net, z = Preconditioned(backbone(), 0.5), image(batch=3)
     alpha, sigma = level(1.0, 0.8, 0.3), level(0.1, 0.6, 0.95)

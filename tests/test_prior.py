@@ -1,4 +1,4 @@
-"""Prior files and the denoisers made of them: nothing is read that does not fit, and every process gets the same answer."""
+"""Prior files and the denoisers made of them: what does not fit is refused, every process gets the same answer."""
 
 from __future__ import annotations
 
@@ -119,21 +119,22 @@ def test_files_that_are_no_prior_are_refused(tmp_path: Path) -> None:
         ("card field colour", {"colour": "red"}),
         ("sigma_range must be", {"sigma_range": [1.0, 0.1]}),
         ("value_range must be", {"value_range": [1.0, 1.0]}),
-        ("does not describe a network", {"network": {}}),
-        ("does not describe a network", {"network": {"in_channels": 1, "out_channels": 1, "depth": 9}}),
+        ("does not describe a prior", {"network": {}}),
+        ("does not describe a prior", {"network": {"in_channels": 1, "out_channels": 1, "depth": 9}}),
         ("a U-Net needs", {"network": {"in_channels": 1, "out_channels": 1, "dims": 5}}),
         ("do not fit", {"network": {"in_channels": 1, "out_channels": 1, "channels": [8], "features": 16}}),
-        ("names 3 channel", {"channels": 3}),
-        ("another number", {"condition_channels": 1}),
+        ("takes 1 and returns 1", {"channels": 3}),
+        ("1 of a condition", {"condition_channels": 1}),
         ("does not know", {"architecture": "other.Net"}),
-        ("does not describe a network", {"architecture": "suite.foreign.AttentionUNet"}),
+        ("does not describe a prior", {"architecture": "suite.foreign.AttentionUNet"}),
         ("there is no process", {"process": "brownian"}),
     ],
 )
 def test_cards_that_do_not_fit_are_refused(message: str, card: dict[str, Any], tmp_path: Path) -> None:
     file = rewritten(saved(tmp_path), card=card)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         load_prior(file)
+    assert str(file) in str(caught.value)
 
 
 def test_damaged_cards_are_refused(tmp_path: Path) -> None:

@@ -131,7 +131,9 @@ def test_log_snr_decreases_and_inverts(name: str) -> None:
 @pytest.mark.parametrize("name", PROCESSES)
 def test_times_per_element(name: str) -> None:
     p = process(name)
-    x0, eps, y = (torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(3))
+    x0, eps, y = (
+        torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(3)
+    )
     t = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     x = p.marginal(x0, t, eps, y)
     i = (1, 2, 3)

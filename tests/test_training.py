@@ -267,6 +267,14 @@ def test_patches_are_turned_but_never_stretched() -> None:
     assert {(round(float(a)), round(float(b))) for a, b in slopes} == {(1, 0), (-1, 0), (0, 1), (0, -1)}
 
 
+def test_all_eight_orientations_are_seen() -> None:
+    picture = torch.arange(9.0).reshape(1, 1, 3, 3)
+    source = PatchSource([Subject("p", picture)], [subject("v", 0.0, 8, 8)], zoom=1.0)
+    seen = {tuple(p.flatten().tolist()) for p in source.batch(200, 3, torch.Generator().manual_seed(0))[0]}
+    grid = picture[0, 0]
+    assert seen == {tuple(g.rot90(k).flatten().tolist()) for g in (grid, grid.T) for k in range(4)}
+
+
 def test_patches_zoom_both_ways_and_avoid_the_background() -> None:
     ramp = torch.arange(64.0).repeat(64, 1)
     source = PatchSource([Subject("ramp", ramp[None, None])], [subject("v", 0.0, 8, 8)], zoom=2.0)

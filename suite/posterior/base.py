@@ -14,7 +14,6 @@ from suite.errors import InputError
 from suite.grid import time_grid
 from suite.measurement import Measurement
 from suite.noise import Noise
-from suite.operators import LinearOperator
 from suite.process import Process
 from suite.solver import SOLVERS, Callback, Solver, sample
 
@@ -161,8 +160,3 @@ def error_variance(process: Process, t: Tensor, data_std: float) -> Tensor:
     signal, sigma2 = (process.alpha(t) * data_std) ** 2, process.sigma(t) ** 2
     total = signal + sigma2
     return data_std**2 * torch.where(total > 0, sigma2 / torch.where(total > 0, total, 1.0), 1.0)
-
-
-def whitened_operator(measurement: Measurement) -> LinearOperator:
-    """`W A`."""
-    return measurement.whitened()[0]
