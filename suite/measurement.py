@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from suite.errors import InputError
-from suite.linalg import conjugate_gradient, dot, expand
+from suite.linalg import TensorMap, conjugate_gradient, dot, expand
 from suite.noise import Noise
 from suite.operators import Compose, Diagonal, LinearOperator
 
@@ -68,6 +68,8 @@ class Measurement:
             `W` with `W n` white of unit variance, such as `InverseCholesky(covariance)`.
             Where `A` ends in a `Diagonal` mask, give infinity at the entries that were not measured (or use
             `Subsample`), else they count as data in `misfit_chi2`.
+        preconditioner: `p -> M` with M an approximate inverse of `A^H W^H W A + p`, which the physics may know; used by
+            `proximal` and `posterior_draw` where none is given and no root.
 
     Attributes:
         operator, y: as given.
@@ -82,11 +84,13 @@ class Measurement:
         noise: float | Tensor | LinearOperator,
         *,
         linear: bool = True,
+        preconditioner: Callable[[Tensor], TensorMap] | None = None,
     ) -> None:
         if linear and not isinstance(operator, LinearOperator):
             raise InputError("a callable that is no LinearOperator needs linear=False")
         self.operator = operator
         self.linear = linear
+        self.preconditioner = preconditioner
         self.noise_level = 1.0
         counted: Tensor | None = None
         if isinstance(noise, LinearOperator):
@@ -165,6 +169,7 @@ class Measurement:
         iterations: int = 200,
         tolerance: float | Tensor = 1e-5,
         preconditioner: Callable[[Tensor], Tensor] | None = None,
+        start: Tensor | None = None,
     ) -> Tensor:
         """`argmin |W (A x - y)|^2 + p |x - v|^2`: the posterior mean for the prior `N(v, 1/p)`.
 
@@ -180,9 +185,11 @@ class Measurement:
             tolerance: relative residual at which an item is finished, a number or `(B,)`.
             preconditioner: approximate inverse of `A^H W^H W A + p`, or of `(L^H A^H W^H W A L + p)` with a root; see
                 `circulant_preconditioner`.
+            start: a better first guess than v, where there is one (not with a root).
         """
         p = self._precision(precision, v)
-        return self._solve(v, -self.residual(v), p, root, iterations, tolerance, preconditioner)
+        first = None if start is None or root is not None else start - v
+        return self._solve(v, -self.residual(v), p, root, iterations, tolerance, preconditioner, first)
 
     def posterior_draw(
         self,
@@ -220,9 +227,12 @@ class Measurement:
         iterations: int,
         tolerance: float | Tensor,
         preconditioner: Callable[[Tensor], Tensor] | None,
+        first: Tensor | None = None,
     ) -> Tensor:
         """`centre + L z` with `(L^H N L + p) z = L^H A^H W^H gap` and `N = A^H W^H W A`; noise-free without p."""
         noise_free = self.noise_level == 0
+        if preconditioner is None and root is None and self.preconditioner is not None:
+            preconditioner = self.preconditioner(p)
         if noise_free and p.ndim > 1:
             # The limit is the projection in the norm of p: substitute z = p^-1/2 z'.
             weight = Diagonal(p.rsqrt())
@@ -233,6 +243,7 @@ class Measurement:
         z = conjugate_gradient(
             normal if noise_free else lambda z: normal(z) + p * z,
             rhs,
+            first,
             iterations=iterations,
             tolerance=tolerance,
             preconditioner=preconditioner,

@@ -137,12 +137,12 @@ class DEIS(Multistep):
         return eps
 
     def coefficients(self, model: Model, t: Knot, s: Knot, earlier: list[Knot]) -> list[Tensor]:
-        start, step = (v.flatten().cpu() for v in (t.time, s.time - t.time))
+        step = s.now - t.now
         tau, weight = torch.tensor(self.quadrature, dtype=torch.float64)
-        times = start + step * tau
+        times = t.now + step * tau
         alpha, sigma = model.process.alpha(times), model.process.sigma(times)
         alpha1, _, sigma1 = model.process.derivatives(times)
         speed = weight * step * (sigma1 * alpha - sigma * alpha1) / alpha**2  # (d rho / dt) dt
         moments = [(speed * tau**k).sum() for k in (1, 2)]
-        nodes = [((knot.time.flatten().cpu() - start) / step)[0] for knot in earlier]
+        nodes = [(knot.now - t.now) / step for knot in earlier]
         return [s.alpha * w for w in interpolation_weights(nodes, moments)]

@@ -156,8 +156,8 @@ class Euler(Solver):
     ) -> tuple[Tensor, History]:
         if s.clean:
             return mean, history
-        alpha, _, sigma = model.process.derivatives(t.time)
-        euler = z + (s.time - t.time) * (alpha * mean + sigma * eps)
+        alpha, _, sigma = model.process.derivatives(t.now)
+        euler = z + (s.now - t.now) * (alpha * mean + sigma * eps)
         return torch.where((t.sigma > 0) & (s.sigma > 0), euler, first_order(mean, eps, s)), history
 
 

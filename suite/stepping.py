@@ -25,9 +25,17 @@ from suite.process import Process
 
 @dataclass(frozen=True)
 class Knot:
-    """The process at one time of a grid: `time` as a denoiser wants it, the rest scalar or shaped like it, float64."""
+    """The process at one time of a grid, float64.
+
+    Attributes:
+        time: as a denoiser wants it, broadcastable against the state.
+        now: the same time, and alpha, beta, sigma at it: scalars on the CPU where one time serves all (they multiply
+            tensors of any device and type without promoting them), else shaped as `time`.
+        clean: every element is at the clean state.
+    """
 
     time: Tensor
+    now: Tensor
     alpha: Tensor
     beta: Tensor
     sigma: Tensor
@@ -66,13 +74,14 @@ def knots(process: Process, grid: Tensor, x: Tensor) -> list[Knot]:
     alpha = torch.where(clean, 1.0, process.alpha(times))
     beta = torch.where(clean, 0.0, process.beta(times))
     sigma = torch.where(clean, 0.0, process.sigma(times))
-    if times.ndim == 1:  # scalars stay on the CPU: they multiply tensors of any device and type without promoting them
-        times = times.reshape(-1, *(1,) * x.ndim).to(x.device)
-    else:
-        shape = (len(times), *(1,) * (x.ndim - times.ndim + 1), *times.shape[1:])
+    shape = (len(times), *(1,) * (x.ndim - times.ndim + 1), *times.shape[1:])
+    if len(shape) != x.ndim + 1 or any(n not in (1, m) for n, m in zip(shape[1:], x.shape, strict=True)):
+        raise InputError(f"times of shape {tuple(times.shape[1:])} do not broadcast against states {tuple(x.shape)}")
+    shaped = times.reshape(shape).to(x.device)
+    if times.ndim > 1:
         times, alpha, beta, sigma = (c.reshape(shape).to(x.device) for c in (times, alpha, beta, sigma))
     flags = [bool(c.all()) for c in clean]
-    return [Knot(*values) for values in zip(times, alpha, beta, sigma, flags, strict=True)]
+    return [Knot(*values) for values in zip(shaped, times, alpha, beta, sigma, flags, strict=True)]
 
 
 @dataclass

@@ -7,8 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from impulses import Impulses
 from torch import Tensor
 
 from suite.denoiser import Denoiser
@@ -28,8 +27,6 @@ from suite.solver import (
     Heun,
     PredictorCorrector,
     Solver,
-    resfusion_noise,
-    residual_noise,
     sample,
 )
 from suite.stepping import knots
@@ -40,20 +37,6 @@ ANCHORED = [name for name in PROCESSES if process(name).anchored]
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
-
-
-class Impulses(Noise):
-    """Draw number j is 1 in batch item j + 1 and 0 elsewhere, so that one run gives the response to every draw."""
-
-    def __init__(self) -> None:
-        super().__init__([])
-        self.count = 0
-
-    def normal(self, like: Tensor) -> Tensor:
-        out = torch.zeros_like(like)
-        self.count += 1
-        out[self.count] = 1
-        return out
 
 
 class Counting(Denoiser):
@@ -87,61 +70,6 @@ def law_reached(
     out = sample(law.denoiser(p), solver, grid, x, y=y.expand(draws + 2, 1, 3), noise=Impulses())
     mean = out[0]
     return mean[0], ((out[1:] - mean) ** 2).sum(0).sqrt()[0]
-
-
-# --- grids ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", GRIDS)
-@pytest.mark.parametrize("name", PROCESSES)
-@settings(max_examples=15)
-@given(steps=st.integers(1, 60), start=st.floats(0.3, 1.0), stop=st.sampled_from([0.0, 0.02, 0.2]))
-def test_grids_run_from_start_to_stop(kind: str, name: str, steps: int, start: float, stop: float) -> None:
-    grid = time_grid(process(name), steps, kind, start=start, stop=stop)
-    assert grid.shape == (steps + 1,) and grid.dtype == F64
-    assert float(grid[0]) == start and float(grid[-1]) == stop
-    assert bool((grid.diff() < 0).all())
-
-
-def test_grid_spacings() -> None:
-    p = process("edm")
-    torch.testing.assert_close(time_grid(p, 4), torch.tensor([1, 0.75, 0.5, 0.25, 0], dtype=F64))
-    torch.testing.assert_close(time_grid(p, 4, "quadratic"), torch.tensor([16, 9, 4, 1, 0], dtype=F64) / 16)
-    steps = 10  # Karras et al. 2022, eq. 5
-    low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
-    sigma = torch.tensor([(high + i / (steps - 1) * (low - high)) ** 7 for i in range(steps)], dtype=F64)
-    torch.testing.assert_close(p.sigma(time_grid(p, steps, "karras"))[:-1], sigma, rtol=1e-6, atol=0)
-    lam = process("vp").log_snr(time_grid(process("vp"), 8, "logsnr", start=0.9, stop=0.1))
-    torch.testing.assert_close(lam.diff(), lam.diff().mean().expand(8))
-
-
-def test_log_snr_is_clipped_at_both_ends() -> None:
-    p = process("flow")
-    lam = p.log_snr(time_grid(p, 10, "logsnr", log_snr_range=(-4.0, 5.0)))
-    assert lam[0] == -math.inf
-    torch.testing.assert_close(lam[1:-1], torch.linspace(-4, 5, 10, dtype=F64)[1:])
-
-
-def test_bad_grids_are_refused() -> None:
-    p = process("vp")
-    with pytest.raises(InputError, match="logsnr"):
-        time_grid(p, 10, "linear")
-    with pytest.raises(InputError, match="at least one step"):
-        time_grid(p, 0)
-    with pytest.raises(InputError, match="smaller stop"):
-        time_grid(p, 10, start=0.2, stop=0.5)
-    with pytest.raises(InputError, match="already cleaner"):
-        time_grid(p, 10, "logsnr", start=1e-9)
-    law = Gaussian(torch.zeros(1, 3), torch.ones(1, 3))
-    for grid, message in (
-        (torch.tensor([1.0]), "at least two"),
-        (torch.tensor([0.5, 0.7]), "renoise"),
-        (torch.tensor([1.5, 0.7]), "renoise"),
-        (torch.tensor([0.5, 0.5]), "differ"),
-        (torch.tensor([float("nan"), 0.5]), "renoise"),
-    ):
-        with pytest.raises(InputError, match=message):
-            sample(law.denoiser(p), DDIM(), grid, torch.zeros(1, 1, 3))
 
 
 # --- one evaluation per step ----------------------------------------------------------------------------------------
@@ -297,6 +225,23 @@ def test_weak_convergence_of_the_variance(name: str, solver: Solver) -> None:
     assert all(b < 0.62 * a for a, b in itertools.pairwise(errors)), errors  # order one at least
 
 
+def test_corrector_refreshes_the_noise() -> None:
+    """One Langevin correction at s keeps exp(-2 snr^2) of eps and draws the rest anew."""
+    p, snr = process("vp"), 0.4
+    x, mean = randn(1, 1, 3), torch.full((1, 1, 3), 0.2, dtype=F64)
+
+    class Fixed(Denoiser):
+        def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            return mean.expand_as(x)
+
+    grid = torch.tensor([0.6, 0.5], dtype=F64)
+    plain = sample(Fixed(p), DDIM(), grid, x)
+    centre, moved = sample(Fixed(p), PredictorCorrector(snr), grid, x.expand(2, 1, 3), noise=Impulses())
+    alpha, sigma, keep = p.alpha(grid[1]), p.sigma(grid[1]), math.exp(-2 * snr**2)
+    torch.testing.assert_close(centre, (alpha * mean + keep * (plain - alpha * mean))[0])
+    torch.testing.assert_close(moved - centre, (sigma * math.sqrt(1 - keep**2)).expand(1, 3))
+
+
 def test_corrector_keeps_the_marginal() -> None:
     """Hundreds of corrections at one time: pure noise stays exact, and no variance loses more than snr^2 of itself."""
     p, snr = process("edm"), 0.16
@@ -309,117 +254,6 @@ def test_corrector_keeps_the_marginal() -> None:
     flat = Gaussian(torch.zeros(1, 3, dtype=F64), torch.zeros(1, 3, dtype=F64))
     _, std = law_reached(flat, p, solver, grid, flat.marginal(p, 0.4), y, draws=610)
     torch.testing.assert_close(std, p.sigma(grid[1]).expand(3))
-
-
-# --- the authors' own formulas --------------------------------------------------------------------------------------
-
-
-def one_step(
-    p: Process, solver: Solver, t: float, s: float, x: Tensor, mean: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Centre and std of one step with the denoiser's answer prescribed."""
-
-    class Fixed(Denoiser):
-        def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-            return mean.expand_as(x)
-
-    grid = torch.tensor([t, s], dtype=F64)
-    out = sample(Fixed(p), solver, grid, x.expand(3, 1, 4), y=y.expand(3, 1, 4), noise=Impulses())
-    return out[0], out[1, 0, 0] - out[0, 0, 0]
-
-
-@pytest.mark.parametrize(("t", "s"), [(0.9, 0.7), (0.5, 0.45), (0.2, 0.05)])
-def test_the_authors_kernels_are_settings(t: float, s: float) -> None:
-    x, mean, y = randn(1, 4), randn(1, 4, seed=1), randn(1, 4, seed=2)
-
-    def coefficients(p: Process) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        time, after = torch.tensor(t, dtype=F64), torch.tensor(s, dtype=F64)
-        return tuple(float(f(time)) for f in (p.alpha, p.beta, p.sigma)), tuple(
-            float(f(after)) for f in (p.alpha, p.beta, p.sigma)
-        )  # type: ignore[return-value]
-
-    p = process("ir-sde")  # posterior of the mean-reverting SDE, mu = y
-    (B, _, _), (C, _, _) = coefficients(p)
-    A, lam = B / C, 50 / 255
-    centre = y + A * (1 - C**2) / (1 - B**2) * (x - y) + C * (1 - A**2) / (1 - B**2) * (mean - y)
-    got, std = one_step(p, DDIM(1.0), t, s, x, mean, y)
-    torch.testing.assert_close(got, centre)
-    assert float(std) == pytest.approx(lam * math.sqrt((1 - A**2) * (1 - C**2) / (1 - B**2)))
-
-    p = process("rddm")  # x - (a_t - a_s) r - (b_t - sqrt(b_s^2 - v^2)) eps, v^2 = eta b_s^2 (b_t^2 - b_s^2) / b_t^2
-    (_, at_, bt), (_, as_, bs) = coefficients(p)
-    eta = 0.3
-    v = math.sqrt(eta * (bt**2 - bs**2) * bs**2 / bt**2)
-    eps = (x - (1 - at_) * mean - at_ * y) / bt
-    centre = x - (at_ - as_) * (y - mean) - (bt - math.sqrt(bs**2 - v**2)) * eps
-    got, std = one_step(p, DDIM(math.sqrt(eta), residual_noise), t, s, x, mean, y)
-    torch.testing.assert_close(got, centre)
-    assert float(std) == pytest.approx(v)
-
-    p = process("resshift")  # (eta_s/eta_t) x + (1 - eta_s/eta_t) D, variance kappa^2 (eta_s/eta_t) (eta_t - eta_s)
-    (_, eta_t, _), (_, eta_s, _) = coefficients(p)
-    got, std = one_step(p, DDIM(1.0, residual_noise), t, s, x, mean, y)
-    torch.testing.assert_close(got, eta_s / eta_t * x + (1 - eta_s / eta_t) * mean)
-    assert float(std) == pytest.approx(2 * math.sqrt(eta_s / eta_t * (eta_t - eta_s)))
-
-    p = process("resfusion")  # the DDPM step x -> (x - beta_n / sqrt(1 - abar_t) resnoise) / sqrt(alpha_n)
-    (_, b, sigma_t), (_, b_s, _) = coefficients(p)
-    abar_t, abar_s = (1 - b) ** 2, (1 - b_s) ** 2
-    alpha_n = abar_t / abar_s
-    eps = (x - (2 * math.sqrt(abar_t) - 1) * mean - b * y) / sigma_t
-    resnoise = eps + (1 - math.sqrt(alpha_n)) * math.sqrt(1 - abar_t) / (1 - alpha_n) * (y - mean)
-    centre = (x - (1 - alpha_n) / math.sqrt(1 - abar_t) * resnoise) / math.sqrt(alpha_n)
-    got, std = one_step(p, DDIM(1.0, resfusion_noise), t, s, x, mean, y)
-    torch.testing.assert_close(got, centre)
-    assert float(std) == pytest.approx(math.sqrt((1 - abar_s) / (1 - abar_t) * (1 - alpha_n)))
-
-
-def test_ddim_with_full_noise_is_ddpm() -> None:
-    p, t, s = process("vp"), 0.6, 0.5
-    abar_t, abar_s = (float(p.alpha(torch.tensor(v, dtype=F64))) ** 2 for v in (t, s))
-    x, mean = randn(1, 4), randn(1, 4, seed=1)
-    beta = 1 - abar_t / abar_s
-    centre = (math.sqrt(abar_s) * beta * mean + math.sqrt(1 - beta) * (1 - abar_s) * x) / (
-        1 - abar_t
-    )  # Ho et al., eq. 7
-    got, std = one_step(p, DDIM(1.0), t, s, x, mean, x)
-    torch.testing.assert_close(got, centre)
-    assert float(std) == pytest.approx(math.sqrt((1 - abar_s) / (1 - abar_t) * beta))
-
-
-def test_mrs_is_dpm_solver_on_z() -> None:
-    """MRS's ODE-1, ODE-2 and SDE-1 in x, with their mu, against DDIM, DPM-Solver++(2M) and ancestral DDIM in z."""
-    p, mu = process("ir-sde"), randn(1, 1, 4, seed=3)
-    law = Gaussian(lambda y: 0.6 * y, torch.full((1, 4), 0.2, dtype=F64), shape=(1, 4))
-    grid = time_grid(p, 12, "logsnr")[:-1]
-    alpha, sigma = p.alpha(grid).tolist(), p.sigma(grid).tolist()
-    lam = [math.log(a / s) for a, s in zip(alpha, sigma, strict=True)]
-    denoiser, start = law.denoiser(p), p.start(randn(1, 1, 4), mu)
-
-    def by_hand(kind: str) -> list[Tensor]:
-        x, previous, out = start, None, []
-        noise = Noise.of(5)
-        for i, (t, s) in enumerate(itertools.pairwise(range(len(grid)))):
-            D, h, ratio = denoiser(x, grid[t].reshape(1, 1, 1), mu), lam[s] - lam[t], sigma[s] / sigma[t]
-            if kind == "sde-1":
-                damped = math.exp(-2 * h)
-                new = ratio * math.exp(-h) * x + alpha[s] * (1 - damped) * D
-                new = new + sigma[s] * math.sqrt(1 - damped) * noise.normal(x)
-                new = new + mu * (1 - alpha[s] / alpha[t] * damped - alpha[s] * (1 - damped))
-            else:
-                new = ratio * x - alpha[s] * math.expm1(-h) * D + mu * (1 - ratio + ratio * alpha[t] - alpha[s])
-            if kind == "ode-2" and previous is not None:
-                phi2 = math.expm1(-h) / h + 1
-                new = new + alpha[s] * phi2 * (D - previous) / ((lam[t] - lam[i - 1]) / h)
-            x, previous = new, D
-            out.append(x)
-        return out
-
-    for kind, solver in (("ode-1", DDIM()), ("ode-2", DPMpp2M(midpoint=False)), ("sde-1", DDIM(1.0))):
-        states: list[Tensor] = []
-        sample(denoiser, solver, grid, start, y=mu, noise=Noise.of(5), callback=lambda i, x, mean: states.append(x))  # noqa: B023
-        for ours, theirs in zip(states, by_hand(kind), strict=True):
-            torch.testing.assert_close(ours, theirs)
 
 
 # --- ends -----------------------------------------------------------------------------------------------------------
@@ -496,16 +330,15 @@ def test_times_per_element(solver: Solver, name: str) -> None:
     x = randn(1, 1, 3)
     each = [time_grid(p, 4, start=start, stop=stop) for start, stop in ((1.0, 0.5), (0.75, 0.25), (0.5, 0.0))]
     grid = torch.stack(each, 1).reshape(5, 1, 1, 3)
-    together = sample(law.denoiser(p), solver, grid, x, y=y, noise=Impulses() if solver is None else Noise.of(3))
+    together = sample(law.denoiser(p), solver, grid, x, y=y, noise=Noise.of(3))
     for i, times in enumerate(each):
-        noise = Noise.of(3)
-        part = Gaussian((lambda y: 0.6 * y + 0.1) if p.anchored else law.mean_of()[0], STD[None] ** 2, shape=(1, 3))
-        alone = sample(part.denoiser(p), solver, times, x, y=y, noise=noise)
+        alone = sample(law.denoiser(p), solver, times, x, y=y, noise=Noise.of(3))
         torch.testing.assert_close(together[..., i], alone[..., i])
 
 
-def test_elements_at_rest_stay() -> None:
-    p = process("flow")
+@pytest.mark.parametrize("name", ["flow", "ve"])
+def test_elements_at_rest_stay(name: str) -> None:
+    p = process(name)
     law, _ = conditional(p)
     x = randn(2, 1, 3)
     grid = torch.tensor([[1.0, 0.0, 0.4], [0.5, 0.0, 0.4], [0.0, 0.0, 0.1]], dtype=F64).reshape(3, 1, 1, 3)

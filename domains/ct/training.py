@@ -19,7 +19,8 @@ from domains.ct.dicom import is_dicom, read_dicom
 from suite.config import Config
 from suite.errors import InputError
 from suite.patches import PatchSource, Subject
-from suite.training import TrainingConfig
+from suite.prior import Card
+from suite.training import Trainer, TrainingConfig
 
 HU_PER_UNIT = 1000.0
 """Network units: u = HU / 1000 (water 0, air -1)."""
@@ -34,7 +35,7 @@ class DataConfig(Config):
         validation: name patterns (shell wildcards) of the subjects never trained on.
         exclude: name patterns of subjects left out altogether.
         weights: name pattern -> relative share of the patches (default 1).
-        pixel_size_mm: finer images are averaged in blocks to about this pitch, coarser ones stay as they are.
+        side: slices of more pixels a side are averaged in blocks until they fit.
         zoom: patches are rescaled by up to this factor either way.
         air: patches whose mean lies below this HU value are mostly drawn again.
     """
@@ -42,7 +43,7 @@ class DataConfig(Config):
     validation: list[str] = []
     exclude: list[str] = []
     weights: dict[str, float] = {}
-    pixel_size_mm: float = 1.6
+    side: int = 400
     zoom: float = 1.25
     air: float = -950.0
 
@@ -61,24 +62,22 @@ def subject_images(paths: Sequence[Path], config: DataConfig) -> dict[str, list[
     """
     found: dict[str, list[NDArray[np.float32]]] = {}
 
-    def add(name: str, images: Iterable[NDArray[np.float32]], pixel_mm: float) -> None:
+    def add(name: str, images: Iterable[NDArray[np.float32]]) -> None:
         if any(fnmatch(name, pattern) for pattern in config.exclude):
             return
-        block = max(1, int(1.06 * config.pixel_size_mm // pixel_mm))
-        found.setdefault(name, []).extend(_block_mean(image.clip(*VALUE_RANGE), block) for image in images)
+        found.setdefault(name, []).extend(_block_mean(image.clip(*VALUE_RANGE), config.side) for image in images)
 
     for path, label in _files(paths):
         if path.name.lower().endswith((".nii", ".nii.gz", ".mha", ".mhd")):
             volume = read_volume(path)
             if volume.unit == "HU":
-                for suffix, images, pixel in _views(volume):
-                    add(label + suffix, images, pixel)
+                for suffix, images in _views(volume):
+                    add(label + suffix, images)
         elif is_dicom(path):
             header = read_dicom(path)
             if header.get("Modality") == "CT" and "Rows" in header:
                 patient = hashlib.sha256(str(header.get("PatientID", "")).encode()).hexdigest()[:8]
-                image = read_volume(path)
-                add(f"{label}:{patient}", list(image.data), image.pixel_size_mm)
+                add(f"{label}:{patient}", list(read_volume(path).data))
     if not found:
         raise InputError(f"no CT image was found in {', '.join(map(str, paths))}; NIfTI, MetaImage or DICOM is needed")
     return found
@@ -100,25 +99,26 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
                 yield file, file.parent.name
 
 
-def _views(volume: Volume) -> Iterator[tuple[str, list[NDArray[np.float32]], float]]:
+def _views(volume: Volume) -> Iterator[tuple[str, list[NDArray[np.float32]]]]:
     """The axial slices; of thin-sliced volumes also 5 mm slabs and the two reformats on square pixels."""
     pixel, thickness = volume.pixel_size_mm, volume.spacing_mm[2]
     data = volume.data if volume.valid is None else np.where(volume.valid, volume.data, np.float32(AIR_HU))
-    yield "", list(data), pixel
+    yield "", list(data)
     if thickness > 1.5 or len(data) * thickness < 100:
         return
     n = round(5 / thickness)
     slabs = np.lib.stride_tricks.sliding_window_view(data, n, axis=0).mean(-1, dtype=np.float32)
-    yield "+slabs", list(slabs[::2]), pixel
+    yield "+slabs", list(slabs[::2])
     stack = torch.from_numpy(np.ascontiguousarray(data))
     height = round(len(data) * thickness / pixel)
     for name, turned in (("+coronal", stack.permute(1, 0, 2)), ("+sagittal", stack.permute(2, 0, 1))):
         n, _, width = turned.shape
         images = F.interpolate(turned[n // 12 : -n // 12 : 2, None], (height, width), mode="bilinear", antialias=True)
-        yield name, list(images[:, 0].numpy()), pixel
+        yield name, list(images[:, 0].numpy())
 
 
-def _block_mean(image: NDArray[np.float32], block: int) -> NDArray[np.float32]:
+def _block_mean(image: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    block = -(-max(image.shape) // side)
     h, w = (n // block for n in image.shape)
     return image[: h * block, : w * block].reshape(h, block, w, block).mean((1, 3), dtype=np.float32)
 
@@ -136,10 +136,11 @@ def split_subjects(
     for name, slices in images.items():
         sizes = sorted({image.shape for image in slices})
         weight = next((w for pattern, w in config.weights.items() if fnmatch(name, pattern)), 1.0)
-        side = held_out if any(fnmatch(name, pattern) for pattern in config.validation) else train
+        subject = name.split("+")[0]  # slabs and reformats stay on their subject's side
+        side = held_out if any(fnmatch(subject, pattern) for pattern in config.validation) else train
         for size in sizes:
             stack = np.stack([image for image in slices if image.shape == size])[:, None] / np.float32(HU_PER_UNIT)
-            side.append(Subject(name, torch.from_numpy(stack), weight * len(stack) / len(slices)))
+            side.append(Subject(subject, torch.from_numpy(stack), weight * len(stack) / len(slices)))
     if not train or not held_out:
         raise InputError(
             f"the split by subject leaves {len(train)} for training and {len(held_out)} for validation of "
@@ -153,3 +154,45 @@ def patch_source(paths: Sequence[Path], config: DataConfig) -> tuple[PatchSource
     train, held_out = split_subjects(subject_images(paths, config), config)
     source = PatchSource(train, held_out, zoom=config.zoom, background=config.air / HU_PER_UNIT)
     return source, sorted({s.name for s in train}), sorted({s.name for s in held_out})
+
+
+def ct_card(config: CTTrainingConfig, trainer: Trainer, train: Sequence[str], held_out: Sequence[str]) -> Card:
+    """The card of a finished training run."""
+    last = trainer.history[-1]
+    return Card(
+        name=trainer.output.stem,
+        domain="ct",
+        description="Axial CT slices (people and phantoms) in HU; unconditional, any image size.",
+        unit="HU",
+        scale=HU_PER_UNIT,
+        offset=0.0,
+        value_range=VALUE_RANGE,
+        pixel_size_mm=(0.9, 2.0),
+        network=trainer.net.network.settings,  # type: ignore[arg-type]
+        process=config.process,
+        process_parameters=config.process_parameters,
+        sigma_data=config.sigma_data,
+        sigma_range=(config.noise.low, config.noise.high),
+        data=list(train),
+        validation_data=list(held_out),
+        licence="weights: Apache-2.0; trained on openly licensed scans (CC BY 3.0, CC BY 4.0, BSD-2-Clause)",
+        training={
+            "command": "diffsuite ct train --data DIR -o PRIOR.safetensors --config configs/ct/train.yaml",
+            "steps": trainer.step,
+            "seconds": round(trainer.seconds),
+            "patch": config.patch,
+            "batch": config.batch,
+            "seed": config.seed,
+        },
+        validation={
+            "what": "RMS denoising error in HU on patches of the held-out subjects, by noise level in HU",
+            "rmse_hu": {
+                f"{HU_PER_UNIT * float(level):g}": round(HU_PER_UNIT * error, 2)
+                for level, error in last["validation_rmse"].items()
+            },
+        },
+        limits=[
+            "Not a medical device; not for primary diagnosis.",
+            "Few subjects: eight people and phantoms. Metal, contrast phases and organs they do not show are outside its experience.",
+        ],
+    )

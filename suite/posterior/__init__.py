@@ -1,0 +1,2 @@
+from suite.posterior.dds import DDS
+METHODS = {"dds": DDS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Literal
@@ -79,6 +80,10 @@ class Guided(PosteriorMethod):
         grid: kind of time grid (`suite.grid.time_grid`).
         start: time to start from.
         data_std: standard deviation s of the prior's data (default: the prior's own `data_std`, or 1).
+        init: estimate of the signal to start from, at the noise level of `start` (default: the process's own start).
+        renoise: False leaves all noise out of the state, so that the method becomes plug-and-play half-quadratic splitting
+            with the noise level as its continuation parameter (Zhang et al. 2021, DPIR): a point estimate of less error.
+        finest: noise level sigma/alpha of the last evaluation (grids `logsnr` and `karras`).
     """
 
     solver: str | Solver = "ddim"
@@ -90,10 +95,13 @@ class Guided(PosteriorMethod):
         grid: str | None = None,
         start: float = 1.0,
         data_std: float | None = None,
+        init: Tensor | None = None,
+        renoise: bool = True,
+        finest: float = 0.002,
     ) -> None:
         self.solver = solver or type(self).solver
         self.grid = grid or type(self).grid
-        self.start, self.data_std = start, data_std
+        self.start, self.data_std, self.init, self.renoise, self.finest = start, data_std, init, renoise, finest
 
     @abstractmethod
     def guide(self, prior: Denoiser, measurement: Measurement, noise: Noise) -> Denoiser:
@@ -116,9 +124,32 @@ class Guided(PosteriorMethod):
     ) -> Tensor:
         self.check(prior)
         solver = self.stepper(prior, measurement)
-        grid = time_grid(prior.process, solver.steps_for(steps or self.steps), self.grid, start=self.start)
-        x = prior.process.start(noise.normal(like), y, self.start)
-        return sample(self.guide(prior, measurement, noise), solver, grid, x, y=y, noise=noise, callback=callback)
+        intervals = solver.steps_for(steps or self.steps)
+        span = (-5.0, -math.log(self.finest))
+        grid = time_grid(prior.process, intervals, self.grid, start=self.start, log_snr_range=span)
+        eps = noise.normal(like) if self.renoise else torch.zeros_like(like)
+        if self.init is None:
+            x = prior.process.start(eps, y, self.start)
+        else:
+            x = prior.process.marginal(self.init.expand_as(like), grid[:1].reshape((1,) * like.ndim), eps, y)
+        guide = self.guide(prior, measurement, noise)
+        guide = guide if self.renoise else Quiet(guide)
+        return sample(guide, solver, grid, x, y=y, noise=noise, callback=callback)
+
+
+class Quiet(Denoiser):
+    """A denoiser whose steps keep the mean alone: eps = 0."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__(inner.process)
+        self.inner = inner
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.inner(x, t, y)
+
+    def predict(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        mean = self.inner(x, t, y)
+        return mean, torch.zeros_like(mean)
 
 
 class GuidedDenoiser(Denoiser):

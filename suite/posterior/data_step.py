@@ -32,16 +32,19 @@ class DataStep:
         self.measurement, self.iterations, self.tolerance = measurement, iterations, tolerance
         self.preconditioner = preconditioner
         self.symbol: Tensor | None = None
+        self.last: Tensor | None = None  # the previous answer, a better start than v while the iterations are few
 
     def __call__(self, v: Tensor, variance: Tensor) -> Tensor:
         precision = (1 / variance.clamp_min(1e-12)).to(v.dtype)
-        return self.measurement.proximal(
+        self.last = self.measurement.proximal(
             v,
             precision,
             iterations=self.iterations,
             tolerance=self.tolerance,
             preconditioner=self._inverse(v, precision) if self.preconditioner == "circulant" else None,
+            start=self.last,
         )
+        return self.last
 
     def _inverse(self, v: Tensor, precision: Tensor) -> TensorMap:
         normal = self.measurement.whitened_normal

@@ -28,8 +28,9 @@ class DDS(Guided):
         tolerance: float = 1e-4,
         preconditioner: Preconditioner = "none",
         strength: float = 1.0, keep=True,
+        init=None, renoise: bool = True, finest: float = 0.002,
     ) -> None:
-        super().__init__(solver, grid, start, data_std)
+        super().__init__(solver, grid, start, data_std, init, renoise, finest)
         self.gamma, self.iterations, self.tolerance, self.preconditioner = gamma, iterations, tolerance, preconditioner
         self.strength, self.keep = strength, keep
 

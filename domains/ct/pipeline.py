@@ -1,0 +1,237 @@
+"""The main job: a scan in, a reconstructed volume with its reference and its doubts out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from domains.ct.fbp import fbp
+from domains.ct.physics import hu_to_mu, mu_to_hu
+from domains.ct.preconditioner import FourierPreconditioner
+from domains.ct.problem import GeometryConfig, Problem
+from domains.ct.tv import level_weights, tv
+from suite.config import MainConfig
+from suite.errors import InputError
+from suite.measurement import Measurement
+from suite.noise import Noise
+from suite.operators import LinearOperator
+from suite.posterior import METHODS  # noqa
+from suite.posterior.base import PosteriorMethod
+from suite.prior import Prior, load_prior
+
+CLASSICAL = ("fbp", "tv", "sirt")
+LEARNED = ("dds", "ddnm", "diffpir", "red_diff", "dps", "pigdm", "mmps", "daps")
+WEIGHTS = Path(__file__).parent / "weights"
+SHIPPED = WEIGHTS / "ct-axial.safetensors"
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dds": {"warm_start": 0.15, "renoise": False, "strength": 6.0, "iterations": 8, "finest": 0.02},
+    "diffpir": {"warm_start": 0.3},
+    "ddnm": {"warm_start": 0.3},
+}
+"""What CT prefers to a method's own defaults; `warm_start` is the noise level, in units of 1000 HU, to start from TV."""
+
+
+class ReconstructConfig(MainConfig):
+    """Settings of `ct reconstruct`.
+
+    Attributes:
+        method: default `dds`; with several samples `daps`.
+        geometry: fills gaps of the scan file.
+        dicom: write a DICOM series also when the scan carries no header.
+        options: arguments of the method, e.g. `options.iterations=5`.
+        batch: slices (times samples) that go through the network together.
+    """
+
+    method: Literal["fbp", "tv", "sirt", "dds", "ddnm", "diffpir", "red_diff", "dps", "pigdm", "mmps", "daps"] | None = None
+    geometry: GeometryConfig = GeometryConfig()
+    dicom: bool = False
+    options: dict[str, Any] = {}
+    batch: int = 16
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A part of the stack, `(S, 1, ny, nx)`, in 1/mm.
+
+    Attributes:
+        image: the reconstruction; the mean when there are several samples.
+        reference: the classical one.
+        std: sample standard deviation, or None.
+        chi2: weighted misfit of each slice.
+        evaluations: network evaluations per sample.
+    """
+
+    image: Tensor
+    reference: Tensor
+    std: Tensor | None
+    chi2: Tensor
+    evaluations: int
+
+
+class ScaledProjector(LinearOperator):
+    """`scale * A`, and its normal operator in one pass."""
+
+    def __init__(self, operator: LinearOperator, scale: float) -> None:
+        self.operator, self.scale = operator, scale
+        self.domain_shape = operator.domain_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.operator.forward(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.scale * self.operator.adjoint(y)
+
+
+def choose_method(config: ReconstructConfig) -> str:
+    """The method of a run.
+
+    Raises:
+        InputError: several samples of a method whose spread is no uncertainty.
+    """
+    if config.method is None:
+        return "daps" if config.samples > 1 else "dds"
+    if config.samples > 1 and (config.method in CLASSICAL or METHODS[config.method].estimator == "point"):
+        samplers = ", ".join(name for name in LEARNED if METHODS[name].estimator == "sample")
+        raise InputError(
+            f"{config.method} is a point estimator whose spread is no uncertainty; with --samples {config.samples} use {samplers}"
+        )
+    return config.method
+
+
+def load_ct_prior(path: Path | None, device: torch.device) -> Prior:
+    """The named prior, or the shipped one, checked for what CT needs."""
+    return load_prior(path or SHIPPED, device, unit="HU", channels=1, condition_channels=0)
+
+
+def water_level(problem: Problem, reference: Tensor) -> tuple[float, str | None]:
+    """`mu_water` in 1/mm; where the scan does not tell it, the level of the object's main material stands in, and a sentence says so."""
+    if problem.scan.mu_water_per_mm is not None:
+        return problem.scan.mu_water_per_mm, None
+    values = reference.flatten()
+    high = torch.quantile(values[:: max(1, values.numel() // 1_000_000)], 0.995)
+    level = float(values[values > 0.4 * high].median()) if float(high) > 0 else 0.0
+    if not level > 0:
+        raise InputError(
+            "the scan shows no object, so the prior's range cannot be set; give --set geometry.mu_water_per_mm=VALUE"
+        )
+    return level, (
+        f"The scan does not tell the attenuation of water: the prior, which knows HU, was set so that the object's main "
+        f"material ({level:.4g} per mm) counts as water; the values written are in 1/mm."
+    )
+
+
+def classical(method: str, problem: Problem) -> Tensor:
+    """A classical reconstruction in 1/mm, `(S, 1, ny, nx)`."""
+    y, weights = problem.data
+    if method == "fbp":
+        return fbp(problem.geometry, y, "hann")
+    if method == "tv":
+        return tv(problem.projector(), y, weights)
+    from domains.ct.sirt import sirt
+
+    return sirt(problem.projector(), y, weights)
+
+
+def measurement_of(problem: Problem, prior: Prior, mu_water: float) -> Measurement:
+    """The scan as a measurement of the prior's network values u: `A mu(u) = a A u + b A 1`."""
+    projector = problem.projector()
+    y, weights = problem.data
+    zero, one = (float(hu_to_mu(prior.from_network(torch.tensor(u)), mu_water)) for u in (0.0, 1.0))
+    scale = one - zero
+    background = projector(torch.full((1, 1, *problem.geometry.image_shape), zero, device=y.device))
+    weights = level_weights(y, weights)  # as TV: rays through air would dominate, and slow every solver down
+    std = torch.where(weights > 0, weights.clamp_min(1e-30).rsqrt(), torch.inf)
+    return Measurement(
+        ScaledProjector(projector, scale),
+        y - background,
+        std,
+        preconditioner=FourierPreconditioner(projector, weights, scale),
+    )
+
+
+def build_method(name: str, options: dict[str, Any], prior: Prior, mu_to_network: Callable[[Tensor], Tensor], start: Tensor) -> PosteriorMethod:
+    """The posterior method with CT's settings, and the user's over them.
+
+    Raises:
+        InputError: an option it does not have.
+    """
+    settings = SETTINGS.get(name, {}) | options
+    level = settings.pop("warm_start", None)
+    if level is not None:
+        ratio = torch.tensor(float(level), dtype=torch.float64)
+        settings["start"] = float(prior.process.time_of_log_snr(-ratio.log()))
+        settings["init"] = mu_to_network(start)
+    try:
+        return METHODS[name](**settings)
+    except TypeError as error:
+        raise InputError(f"method {name}: {error}") from None
+
+
+def learned(
+    method: str,
+    problem: Problem,
+    reference: Tensor,
+    prior: Prior,
+    mu_water: float,
+    config: ReconstructConfig,
+    identities: Sequence[str],
+    clock: Callable[[str], AbstractContextManager[Any]],
+) -> Reconstruction:
+    """Posterior estimates of every slice of `problem` with a prior.
+
+    Args:
+        identities: one for each slice; with the seed they decide its random numbers.
+    """
+    measurement = measurement_of(problem, prior, mu_water)
+    denoiser = prior.denoiser(clock=lambda: clock("network"))
+
+    def to_network(mu: Tensor) -> Tensor:
+        return prior.to_network(mu_to_hu(mu, mu_water))
+
+    solver = build_method(method, dict(config.options), prior, to_network, reference)
+    like = torch.empty_like(reference)
+    total, square, evaluations = torch.zeros_like(reference), torch.zeros_like(reference), 0
+    for sample in range(config.samples):
+        noise = Noise.of(config.seed, [f"{identity} sample {sample}" for identity in identities])
+        denoiser.evaluations = 0
+        u = solver.run(denoiser, measurement, like, noise=noise, steps=config.steps)
+        evaluations = max(evaluations, denoiser.evaluations)
+        change = u - total
+        total = total + change / (sample + 1)
+        square = square + change * (u - total)
+    mu = hu_to_mu(prior.from_network(total), mu_water)
+    std = None
+    if config.samples > 1:
+        std = (square / (config.samples - 1)).sqrt() * (prior.card.scale * mu_water / 1000)
+    return Reconstruction(mu, reference, std, misfit(problem, mu), evaluations)
+
+
+def misfit(problem: Problem, image: Tensor) -> Tensor:
+    """Weighted misfit of an image in 1/mm, one value per slice."""
+    y, weights = problem.data
+    residual = problem.projector()(image) - y
+    counted = (weights > 0).flatten(1).sum(1)
+    return (weights * residual.square()).flatten(1).sum(1) / counted
+
+
+def part(problem: Problem, rows: slice) -> Problem:
+    """Some slices of a problem."""
+    from dataclasses import replace
+
+    y, weights = problem.data
+    return replace(problem, data=type(problem.data)(y[rows], weights[rows]))
+
+
+def finite(image: Tensor) -> np.ndarray[Any, Any]:
+    """The image as an array; a reconstruction that is not finite is a fault, not a result."""
+    if not bool(torch.isfinite(image).all()):
+        raise RuntimeError("the reconstruction is not finite")
+    return image.cpu().numpy()

@@ -1,0 +1,346 @@
+"""What the CT verbs do, from file to file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from domains.ct.containers import Volume
+from domains.ct.data import Derivation, read_scan, read_volume, write_nifti, write_scan, write_series
+from domains.ct.metrics import WINDOWS
+from domains.ct.metrics import evaluate as evaluate_images
+from domains.ct.pipeline import (
+    CLASSICAL,
+    ReconstructConfig,
+    Reconstruction,
+    choose_method,
+    classical,
+    finite,
+    learned,
+    load_ct_prior,
+    misfit,
+    part,
+    water_level,
+)
+from domains.ct.problem import Problem, pose
+from domains.ct.simulation import SimulationConfig, resized, scan_of
+from suite import __version__
+from suite.config import load_config
+from suite.errors import InputError
+from suite.options import MainOptions
+from suite.posterior import METHODS
+from suite.prior import Prior
+from suite.progress import progress
+from suite.records import emit
+from suite.report import Figure, Report, Stack, write_report
+from suite.run import Run, resolve_device, sha256_file
+
+
+def simulate_verb(path: Path, given: dict[str, Any]) -> None:
+    """`ct simulate`: volume -> scan file."""
+    output: Path = given["output"]
+    config = SimulationConfig(
+        views=given["views"],
+        arc=given["arc"],
+        geometry=given["geometry"],
+        photons=_finite("--photons", given["photons"]),
+        electronic=_finite("--electronic", given["electronic"]),
+        size=given["size"],
+        seed=given["seed"] or 0,
+    )
+    from suite.options import command_line
+
+    with Run(
+        output,
+        domain="ct",
+        config=config,
+        inputs=[path],
+        command=command_line(),
+        seed=config.seed,
+        as_file=True,
+        overwrite=given["overwrite"],
+    ) as run:
+        volume = read_volume(path, series_uid=given["series"], slices=given["slices"])
+        with run.clock("operator"):
+            scan = scan_of(volume, config)
+        for sentence in scan.warnings:
+            run.warn(sentence)
+        write_scan(scan, run.output(output.name))
+    if not emit(run.record, given["json_to"]) and not given["quiet"]:
+        views, rows, columns = scan.shape
+        click.echo(f"{output}: {views} views x {rows} slices x {columns} bins, {config.photons:g} photons per ray")
+
+
+def _finite(option: str, value: float) -> float:
+    if not np.isfinite(value) or value < 0:
+        raise InputError(f"{option} {value}: a finite number of photons is needed, zero or more")
+    return value
+
+
+def reconstruct_verb(path: Path, dicom: bool, options: MainOptions) -> None:
+    """`ct reconstruct`: scan file -> result folder."""
+    config = load_config(ReconstructConfig, options.config, options.overrides, options.given())
+    config = config.model_copy(update={"dicom": config.dicom or dicom})
+    method = choose_method(config)
+    device = resolve_device(config.device)
+    with Run(
+        options.output,
+        domain="ct",
+        config=config,
+        inputs=[path],
+        command=options.command,
+        device=device,
+        seed=config.seed,
+        method=method,
+        overwrite=options.overwrite,
+    ) as run:
+        problem = pose(read_scan(path, key=config.key), config.geometry)
+        for sentence in problem.warnings:
+            run.warn(sentence)
+        prior = None if method in CLASSICAL else load_ct_prior(config.prior, device)
+        if prior is not None:
+            run.prior = {"name": prior.card.name, "sha256": prior.sha256}
+        result, mu_water = _reconstruct(run, problem, method, prior, config, options.quiet)
+        _write(run, problem, result, mu_water, prior, config)
+        if options.report:
+            report = _report(run, problem, result, mu_water)
+            write_report(report, run.output("report.html"))
+    if not emit(run.record, options.json_to) and not options.quiet:
+        _tell(options.output, run.record)
+
+
+def _reconstruct(
+    run: Run, problem: Problem, method: str, prior: Prior | None, config: ReconstructConfig, quiet: bool
+) -> tuple[Reconstruction, float | None]:
+    """Every slice, a batch at a time; finished batches of an interrupted run are taken over."""
+    device = run.device
+    digest = sha256_file(run.input_files[0][0])
+    data = type(problem.data)(*(v.to(device) for v in problem.data))
+    problem = replace(problem, data=data)
+    mu_water = problem.scan.mu_water_per_mm
+    size = max(1, config.batch)
+    pieces: list[dict[str, NDArray[Any]]] = []
+    with progress("Reconstructing", problem.slices, quiet=quiet) as update:
+        for first in range(0, problem.slices, size):
+            rows = slice(first, min(first + size, problem.slices))
+            chunk = part(problem, rows)
+
+            def compute(chunk: Problem = chunk, rows: slice = rows) -> dict[str, NDArray[Any]]:
+                with run.clock("operator"):
+                    return _batch(run, chunk, method, prior, config, [f"{digest} {k}" for k in range(rows.start, rows.stop)])
+
+            pieces.append(run.piece(f"slices-{rows.start}-{rows.stop}", compute))
+            update(rows.stop)
+
+    def joined(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([p[name] for p in pieces]))
+
+    evaluations = max(int(p["evaluations"]) for p in pieces)
+    std = joined("std") if "std" in pieces[0] else None
+    result = Reconstruction(joined("image"), joined("reference"), std, joined("chi2"), evaluations)
+    run.nfe = evaluations
+    run.misfit_chi2 = float(result.chi2.mean())
+    run.estimator = "mean" if config.samples > 1 else "point" if prior is None else METHODS[method].estimator
+    if prior is not None and mu_water is None:
+        run.warn(water_level(problem, result.reference)[1] or "")
+    return result, mu_water
+
+
+def _batch(
+    run: Run, chunk: Problem, method: str, prior: Prior | None, config: ReconstructConfig, identities: list[str]
+) -> dict[str, NDArray[Any]]:
+    reference = classical("fbp" if method == "tv" else "tv", chunk)
+    if prior is None:
+        image = classical(method, chunk)
+        out = Reconstruction(image, reference, None, misfit(chunk, image), 0)
+    else:
+        level, _ = water_level(chunk, reference)
+        out = learned(method, chunk, reference, prior, level, config, identities, run.clock)
+    arrays = {
+        "image": finite(out.image),
+        "reference": finite(out.reference),
+        "chi2": out.chi2.cpu().numpy(),
+        "evaluations": np.asarray(out.evaluations),
+    }
+    return arrays if out.std is None else arrays | {"std": finite(out.std)}
+
+
+def _in_unit(values: torch.Tensor, mu_water: float | None, *, difference: bool = False) -> torch.Tensor:
+    if mu_water is None:
+        return values
+    return 1000 * (values / mu_water - (0 if difference else 1))
+
+
+def _write(
+    run: Run, problem: Problem, result: Reconstruction, mu_water: float | None, prior: Prior | None, config: ReconstructConfig
+) -> None:
+    unit = "1/mm" if mu_water is None else "HU"
+    run.extra["unit"] = unit
+    recon = problem.volume(_in_unit(result.image, mu_water), unit)
+    write_nifti(recon, run.output("recon.nii.gz"))
+    write_nifti(problem.volume(_in_unit(result.reference, mu_water), unit), run.output("reference.nii.gz"))
+    if result.std is not None:
+        write_nifti(problem.volume(_in_unit(result.std, mu_water, difference=True), unit), run.output("std.nii.gz"))
+    if problem.scan.dicom is None and not config.dicom:
+        return
+    if mu_water is None:
+        run.warn("No DICOM series was written: it needs HU, and the scan does not tell the attenuation of water.")
+        return
+    description = f"DIFFSUITE {run.method} {problem.geometry.n_views} views NOT FOR PRIMARY DIAGNOSIS"
+    text = f"diffsuite {__version__} {run.method}, {run.nfe} evaluations, seed {run.seed}"
+    model = "" if prior is None else f"{prior.card.name} {prior.sha256[:16]}"
+    write_series(recon, run.output("dicom"), Derivation(description[:64], text, __version__, model, simulated_dose=True))
+
+
+def _report(run: Run, problem: Problem, result: Reconstruction, mu_water: float | None) -> Report:
+    """Pictures, misfit and warnings on one page."""
+    recon, reference = (_in_unit(v, mu_water)[:, 0].numpy() for v in (result.image, result.reference))
+    if mu_water is None:
+        low, high = np.percentile(recon, (1, 99.5))
+        windows = {"full": (float((low + high) / 2), float(high - low) or 1.0)}
+        spread = float(high - low) / 5 or 1.0
+    else:
+        windows = {f"{name} W{width:g}/L{level:g}": (level, width) for name, (width, level) in WINDOWS.items()}
+        spread = 200.0
+    stacks = [
+        Stack("reconstruction", recon),
+        Stack("reference (" + ("FBP" if run.method == "tv" else "TV") + ")", reference),
+        Stack("difference", recon - reference, {f"±{spread / 2:g}": (0.0, spread)}),
+    ]
+    if result.std is not None:
+        std = _in_unit(result.std, mu_water, difference=True)[:, 0].numpy()
+        stacks.append(Stack("standard deviation", std, {f"0..{spread / 2:g}": (spread / 4, spread / 2)}))
+    chi2 = run.misfit_chi2 or 0.0
+    reasons = [f"The misfit chi-square is {chi2:.2f}; 1 is what the noise alone explains."]
+    fits = chi2 < 1.3
+    if not fits:
+        reasons.append("The reconstruction does not explain the measured data within their noise.")
+    if run.estimator == "point":
+        reasons.append("This method is a point estimator: it gives no uncertainty.")
+    reasons += run.warnings
+    unit = "1/mm" if mu_water is None else "HU"
+    facts = {
+        "method": run.method,
+        "estimator": run.estimator,
+        "network evaluations": run.nfe,
+        "views": problem.geometry.n_views,
+        "geometry": problem.geometry.kind,
+        "slices": problem.slices,
+        "pixel size (mm)": round(problem.geometry.pixel_size_mm, 4),
+        "misfit chi-square": round(chi2, 3),
+        "unit": unit,
+        "prior": "none" if run.prior is None else run.prior["name"],
+        "seed": run.seed,
+    }
+    figure = Figure(f"Axial slices ({unit})", stacks, windows, caption="Learned result beside the classical reference.")
+    verdict = "pass" if fits and not run.warnings else "check"
+    return Report("CT reconstruction", verdict, reasons, facts, warnings=run.warnings, figures=[figure])
+
+
+def _tell(output: Path, record: dict[str, Any]) -> None:
+    chi2 = record["misfit_chi2"]
+    click.echo(
+        f"{output}: {record['method']} ({record['estimator']}), {record['nfe']} network evaluations, "
+        f"{record['seconds']['total']:.1f} s, misfit chi-square {chi2:.2f}"
+    )
+    if record["estimator"] == "point":
+        click.echo("No uncertainty: this method is a point estimator; use --samples N for a standard deviation.")
+    for sentence in record["warnings"]:
+        click.echo(f"Note: {sentence}")
+
+
+def _image(path: Path) -> Volume:
+    """A result folder's reconstruction, or an image file."""
+    if path.is_dir() and (path / "recon.nii.gz").exists():
+        return read_volume(path / "recon.nii.gz")
+    if path.is_dir() and any(path.glob("*.partial")):
+        raise InputError(f"{path}: holds an unfinished run and no recon.nii.gz; run the reconstruction again")
+    return read_volume(path)
+
+
+def evaluate_verb(
+    result: Path, reference: Path, slices: slice | None, size: int | None, series: str | None, json_to: str | None
+) -> None:
+    """`ct evaluate`: result and truth -> metrics."""
+    truth = resized(read_volume(reference, series_uid=series, slices=slices), size)
+    image = _image(result)
+    for volume in (image, truth):
+        if volume.unit != "HU":
+            raise InputError(f"{volume.name}: the values are in {volume.unit}, and HU are needed")
+    found = evaluate_images(image.data, truth.data)
+    settings = {
+        "slices": None if slices is None else [slices.start, slices.stop],
+        "size": size,
+        "mask": "body of the reference: > -400 HU, opened, largest piece, holes filled",
+        "windows": {name: {"width": w, "level": level} for name, (w, level) in WINDOWS.items()},
+        "slices_evaluated": len(found["slices"]),
+    }
+    if not emit({"metrics": found["metrics"], "settings": settings, "slices": found["slices"]}, json_to):
+        for name, value in found["metrics"].items():
+            click.echo(f"{name:12} {value:10.4f}")
+
+
+def train_verb(data: tuple[Path, ...], given: dict[str, Any]) -> None:
+    """`ct train`: images -> prior with card."""
+    from domains.ct.training import CTTrainingConfig, ct_card, patch_source
+    from suite.training import Trainer
+
+    output: Path = given["output"]
+    if output.suffix != ".safetensors":
+        raise InputError(f"{output}: a prior is written as .safetensors; choose such a name for -o")
+    if output.exists() and not given["overwrite"]:
+        raise InputError(f"{output} already exists; add --overwrite or choose another -o")
+    options = {} if given["seed"] is None else {"seed": given["seed"]}
+    config = load_config(CTTrainingConfig, given["config"], given["overrides"], options)
+    device = resolve_device(given["device"] or "auto")
+    source, train, held_out = patch_source(data, config.data)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, source, output, device)
+    if given["resume"]:
+        trainer.resume()
+    with progress("Training", config.steps, quiet=given["quiet"]) as update:
+        trainer.run(lambda row: update(row["step"], text=f"loss {row['loss']:.4f}"), given["minutes"])
+    card = ct_card(config, trainer, train, held_out)
+    Prior(trainer.average, card).save(output)
+    if not emit({"prior": str(output), "card": card.model_dump()}, given["json_to"]) and not given["quiet"]:
+        click.echo(f"{output}: {trainer.step} steps, validation {trainer.history[-1]['validation_rmse']}")
+
+
+def demo_run(output: Path, *, overwrite: bool, quiet: bool) -> Path:
+    """The demonstration: simulate a scan of pydicom's CT slice with 30 views, reconstruct it, evaluate it."""
+    import tempfile
+
+    from pydicom.data import get_testdata_file
+
+    source = get_testdata_file("CT_small.dcm")
+    if source is None:
+        raise InputError("pydicom's own test file CT_small.dcm is missing from this installation")
+    with tempfile.TemporaryDirectory() as folder:
+        scan_file = Path(folder) / "scan.h5"
+        scan = scan_of(read_volume(Path(str(source))), SimulationConfig(views=30, photons=1e5))
+        write_scan(scan, scan_file)
+        options = MainOptions(
+            output=output,
+            method=None,
+            steps=None,
+            samples=None,
+            seed=0,
+            device="auto",
+            prior=None,
+            config=None,
+            overrides=(),
+            key=None,
+            report=True,
+            overwrite=overwrite,
+            quiet=quiet,
+            json_to=None,
+            command=("diffsuite", "demo", "ct"),
+        )
+        reconstruct_verb(scan_file, False, options)
+    return output / "report.html"
