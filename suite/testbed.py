@@ -92,7 +92,7 @@ def prior(kind: str, channels: int = 1, anchored: bool = False) -> Law:
     if kind == "white":
         return Gaussian(mean(0.5 * ramp), torch.ones(shape), shape=shape)
     if kind == "correlated":
-        return DenseGaussian(mean(0.5 * ramp), _exponential(channels), shape=shape)
+        return DenseGaussian(mean(0.5 * ramp), _exponential(channels).float(), shape=shape)
     phase = torch.arange(size, dtype=torch.float32).reshape(shape)
     patterns = [torch.cos(0.9 * phase), torch.cos(0.9 * phase + 2.1), torch.cos(0.9 * phase + 4.2)]
     components = [Gaussian(mean(0.8 * p), torch.full(shape, 0.64), shape=shape) for p in patterns]

@@ -53,7 +53,9 @@ _series_option = click.option("--series", metavar="UID", help="Which series of a
 @ct.command()
 @click.argument("volume", type=_PATH)
 @click.option("--views", type=click.IntRange(min=1), required=True, metavar="N", help="View angles.")
-@click.option("--arc", type=click.FloatRange(0, 360, min_open=True), metavar="DEG", help="Arc they cover (180; fan: 360).")
+@click.option(
+    "--arc", type=click.FloatRange(0, 360, min_open=True), metavar="DEG", help="Arc they cover (180; fan: 360)."
+)
 @click.option("--geometry", type=click.Choice(["parallel", "fan"]), default="parallel", show_default=True)
 @click.option("--photons", type=float, default=1e5, show_default=True, metavar="I0", help="Photons per ray.")
 @click.option("--electronic", type=float, default=0.0, show_default=True, metavar="S", help="Read-out noise, photons.")
@@ -81,12 +83,16 @@ def reconstruct(scan: Path, dicom: bool, options: MainOptions) -> None:
 
 @ct.command()
 @click.argument("result", type=_PATH)
-@click.option("--reference", type=_PATH, required=True, metavar="VOLUME", help="The truth: NIfTI, MetaImage or DICOM, in HU.")
+@click.option(
+    "--reference", type=_PATH, required=True, metavar="VOLUME", help="The truth: NIfTI, MetaImage or DICOM, in HU."
+)
 @_slices_option
 @_size_option
 @_series_option
 @common_options("json_to")
-def evaluate(result: Path, reference: Path, slices: slice | None, size: int | None, series: str | None, json_to: str | None) -> None:
+def evaluate(
+    result: Path, reference: Path, slices: slice | None, size: int | None, series: str | None, json_to: str | None
+) -> None:
     """Compare a result (folder or image) with its reference, in HU inside the body."""
     from domains.ct.verbs import evaluate_verb
 

@@ -23,15 +23,19 @@ def window_range(name: str) -> tuple[float, float]:
     return level - width / 2, level + width / 2
 
 
-def psnr(x: NDArray[np.float32], reference: NDArray[np.float32], mask: NDArray[np.bool_], low: float, high: float) -> float:
+def psnr(
+    x: NDArray[np.float32], reference: NDArray[np.float32], mask: NDArray[np.bool_], low: float, high: float
+) -> float:
     """Peak signal-to-noise ratio in dB of values clipped to `[low, high]`, over the pixels of the mask."""
     error = (x.clip(low, high) - reference.clip(low, high))[mask]
     mse = float(np.mean(np.square(error, dtype=np.float64)))
     return float("inf") if mse == 0 else float(10 * np.log10((high - low) ** 2 / mse))
 
 
-def ssim(x: NDArray[np.float32], reference: NDArray[np.float32], mask: NDArray[np.bool_], low: float, high: float) -> float:
-    """Mean structural similarity (Wang et al. 2004; 7 x 7 window) of the clipped values, over the pixels of the mask."""
+def ssim(
+    x: NDArray[np.float32], reference: NDArray[np.float32], mask: NDArray[np.bool_], low: float, high: float
+) -> float:
+    """Mean structural similarity (Wang et al. 2004; 7 x 7 window) of the clipped values over the pixels of the mask."""
     _, image = structural_similarity(x.clip(low, high), reference.clip(low, high), data_range=high - low, full=True)
     return float(image[mask].mean())
 
@@ -39,8 +43,8 @@ def ssim(x: NDArray[np.float32], reference: NDArray[np.float32], mask: NDArray[n
 def evaluate(result: NDArray[np.float32], reference: NDArray[np.float32]) -> dict[str, Any]:
     """Metrics of a reconstruction `(z, y, x)` in HU against its reference: the mean over slices, and each slice.
 
-    `hu_rmse` and `hu_bias` are unclipped; `psnr`, `ssim` use -1024..3071 HU; `psnr_soft`, ... the named window. The mask is
-    the body of the reference (> -400 HU, opened, largest piece, holes filled); slices without a body are left out.
+    `hu_rmse` and `hu_bias` are unclipped; `psnr`, `ssim` use -1024..3071 HU; `psnr_soft`, ... the named window. The
+    mask is the body of the reference (> -400 HU, opened, largest piece, holes filled); slices without one are left out.
 
     Raises:
         InputError: shapes differ, or no slice shows a body.
@@ -54,7 +58,11 @@ def evaluate(result: NDArray[np.float32], reference: NDArray[np.float32]) -> dic
         if not mask.any():
             continue
         error = (x - ref)[mask].astype(np.float64)
-        row: dict[str, float] = {"slice": k, "hu_rmse": float(np.sqrt(np.mean(error**2))), "hu_bias": float(error.mean())}
+        row: dict[str, float] = {
+            "slice": k,
+            "hu_rmse": float(np.sqrt(np.mean(error**2))),
+            "hu_bias": float(error.mean()),
+        }
         for suffix, (low, high) in ranges.items():
             row[f"psnr{suffix}"] = psnr(x, ref, mask, low, high)
             row[f"ssim{suffix}"] = ssim(x, ref, mask, low, high)

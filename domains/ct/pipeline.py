@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,11 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from domains.ct.fbp import fbp
 from domains.ct.physics import hu_to_mu, mu_to_hu
-from domains.ct.preconditioner import FourierPreconditioner
+from domains.ct.precondition import RampPreconditioner
 from domains.ct.problem import GeometryConfig, Problem
 from domains.ct.tv import level_weights, tv
 from suite.config import MainConfig
@@ -22,7 +25,7 @@ from suite.errors import InputError
 from suite.measurement import Measurement
 from suite.noise import Noise
 from suite.operators import LinearOperator
-from suite.posterior import METHODS  # noqa
+from suite.posterior import METHODS
 from suite.posterior.base import PosteriorMethod
 from suite.prior import Prior, load_prior
 
@@ -32,11 +35,11 @@ WEIGHTS = Path(__file__).parent / "weights"
 SHIPPED = WEIGHTS / "ct-axial.safetensors"
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "dds": {"warm_start": 0.15, "renoise": False, "strength": 6.0, "iterations": 8, "finest": 0.02},
+    "dds": {"warm_start": 0.15, "renoise": False, "strength": 10.0, "iterations": 4, "finest": 0.02},
     "diffpir": {"warm_start": 0.3},
     "ddnm": {"warm_start": 0.3},
 }
-"""What CT prefers to a method's own defaults; `warm_start` is the noise level, in units of 1000 HU, to start from TV."""
+"""What CT prefers to a method's own defaults; `warm_start`: the noise level, in units of 1000 HU, to start from TV."""
 
 
 class ReconstructConfig(MainConfig):
@@ -50,11 +53,13 @@ class ReconstructConfig(MainConfig):
         batch: slices (times samples) that go through the network together.
     """
 
-    method: Literal["fbp", "tv", "sirt", "dds", "ddnm", "diffpir", "red_diff", "dps", "pigdm", "mmps", "daps"] | None = None
+    method: (
+        Literal["fbp", "tv", "sirt", "dds", "ddnm", "diffpir", "red_diff", "dps", "pigdm", "mmps", "daps"] | None
+    ) = None
     geometry: GeometryConfig = GeometryConfig()
     dicom: bool = False
-    options: dict[str, Any] = {}
-    batch: int = 16
+    options: dict[str, Any] = Field(default_factory=dict)
+    batch: int = Field(default=16, ge=1)
 
 
 @dataclass(frozen=True)
@@ -96,14 +101,16 @@ def choose_method(config: ReconstructConfig) -> str:
     Raises:
         InputError: several samples of a method whose spread is no uncertainty.
     """
-    if config.method is None:
-        return "daps" if config.samples > 1 else "dds"
-    if config.samples > 1 and (config.method in CLASSICAL or METHODS[config.method].estimator == "point"):
-        samplers = ", ".join(name for name in LEARNED if METHODS[name].estimator == "sample")
+    name = config.method or ("daps" if config.samples > 1 else "dds")
+    if name not in CLASSICAL and name not in METHODS:
+        raise InputError(f"this version has no method {name}; use one of {', '.join((*CLASSICAL, *METHODS))}")
+    if config.samples > 1 and (name in CLASSICAL or METHODS[name].estimator == "point"):
+        samplers = ", ".join(other for other, method in METHODS.items() if method.estimator == "sample")
         raise InputError(
-            f"{config.method} is a point estimator whose spread is no uncertainty; with --samples {config.samples} use {samplers}"
+            f"{name} is a point estimator whose spread is no uncertainty; with --samples {config.samples} "
+            f"use {samplers or 'another version: this one has no sampling method'}"
         )
-    return config.method
+    return name
 
 
 def load_ct_prior(path: Path | None, device: torch.device) -> Prior:
@@ -112,7 +119,7 @@ def load_ct_prior(path: Path | None, device: torch.device) -> Prior:
 
 
 def water_level(problem: Problem, reference: Tensor) -> tuple[float, str | None]:
-    """`mu_water` in 1/mm; where the scan does not tell it, the level of the object's main material stands in, and a sentence says so."""
+    """`mu_water` in 1/mm; where the scan does not tell it, the level of the object's main material, and a sentence."""
     if problem.scan.mu_water_per_mm is not None:
         return problem.scan.mu_water_per_mm, None
     values = reference.flatten()
@@ -123,7 +130,7 @@ def water_level(problem: Problem, reference: Tensor) -> tuple[float, str | None]
             "the scan shows no object, so the prior's range cannot be set; give --set geometry.mu_water_per_mm=VALUE"
         )
     return level, (
-        f"The scan does not tell the attenuation of water: the prior, which knows HU, was set so that the object's main "
+        "The scan does not tell the attenuation of water: the prior, which knows HU, was set so that the object's main "
         f"material ({level:.4g} per mm) counts as water; the values written are in 1/mm."
     )
 
@@ -153,17 +160,25 @@ def measurement_of(problem: Problem, prior: Prior, mu_water: float) -> Measureme
         ScaledProjector(projector, scale),
         y - background,
         std,
-        preconditioner=FourierPreconditioner(projector, weights, scale),
+        preconditioner=RampPreconditioner(projector, weights, scale),
     )
 
 
-def build_method(name: str, options: dict[str, Any], prior: Prior, mu_to_network: Callable[[Tensor], Tensor], start: Tensor) -> PosteriorMethod:
+def build_method(
+    name: str, options: dict[str, Any], prior: Prior, mu_to_network: Callable[[Tensor], Tensor], start: Tensor
+) -> PosteriorMethod:
     """The posterior method with CT's settings, and the user's over them.
 
     Raises:
-        InputError: an option it does not have.
+        InputError: an option it does not have, or a value of the wrong kind.
     """
     settings = SETTINGS.get(name, {}) | options
+    defaults = {key: option.default for key, option in inspect.signature(METHODS[name]).parameters.items()}
+    for key, value in options.items():
+        number = isinstance(value, int | float) and math.isfinite(value)
+        default = SETTINGS.get(name, {}).get(key, defaults.get(key))
+        if isinstance(default, int | float) and (not number or (key == "warm_start" and value <= 0)):
+            raise InputError(f"method {name}: options.{key} is {value!r}, and a number like {default!r} is needed")
     level = settings.pop("warm_start", None)
     if level is not None:
         ratio = torch.tensor(float(level), dtype=torch.float64)

@@ -12,8 +12,8 @@ from suite.linalg import TensorMap
 class FourierPreconditioner:
     """`p -> approximate inverse of A^T W A + p` for tomography with uneven weights (Fessler and Booth 1999, eq. 21-23).
 
-    `A^T W A` is close to `K (A^T A) K` with `K = diag(kappa)`, `kappa^2 = A^T w / A^T 1`, the weight that a pixel's rays have
-    on average; and `A^T A` is close to a convolution with symbol `c / |f|`. So the inverse is applied as
+    `A^T W A` is close to `K (A^T A) K` with `K = diag(kappa)`, `kappa^2 = A^T w / A^T 1`, the weight that a pixel's
+    rays have on average; and `A^T A` is close to a convolution with symbol `c / |f|`. So the inverse is applied as
     `K^-1 F^-1 [1 / (c/|f| + p mean(kappa^-2))] F K^-1`.
 
     Args:

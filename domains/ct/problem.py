@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from domains.ct.containers import Scan, Volume
@@ -25,15 +26,15 @@ class GeometryConfig(Config):
 
     geometry: Literal["parallel", "fan"] | None = None
     detector: Literal["flat", "curved"] | None = None
-    pixel_size_mm: float | None = None
-    detector_pitch_mm: float | None = None
-    source_origin_mm: float | None = None
-    origin_detector_mm: float | None = None
+    pixel_size_mm: float | None = Field(default=None, gt=0)
+    detector_pitch_mm: float | None = Field(default=None, gt=0)
+    source_origin_mm: float | None = Field(default=None, gt=0)
+    origin_detector_mm: float | None = Field(default=None, ge=0)
     center_column: float | None = None
-    photons: float | None = None
-    electronic_sigma: float | None = None
-    mu_water_per_mm: float | None = None
-    image_size: int | tuple[int, int] | None = None
+    photons: float | None = Field(default=None, gt=0)
+    electronic_sigma: float | None = Field(default=None, ge=0)
+    mu_water_per_mm: float | None = Field(default=None, gt=0)
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def pose(scan: Scan, given: GeometryConfig) -> Problem:
     cut = truncated_views(data.line_integrals, float(data.weights[data.weights > 0].median().rsqrt()))
     if cut > 0.02:
         warnings.append(
-            f"In {100 * cut:.0f} % of the views the object reaches beyond the detector, so values near the border of the "
-            "field of view are not reliable."
+            f"In {100 * cut:.0f} % of the views the object reaches beyond the detector, so values near the border of "
+            "the field of view are not reliable."
         )
     return Problem(scan, geometry, data, known, tuple(warnings))
 
@@ -105,7 +106,9 @@ def _with_lengths(scan: Scan, warnings: list[str]) -> Scan:
     if scan.geometry == "fan":
         for name in ("source_origin_mm", "origin_detector_mm", "detector_pitch_mm"):
             if getattr(scan, name) is None:
-                raise InputError(f"{_name(scan)}: a fan-beam scan needs {name}; give it with --set geometry.{name}=VALUE")
+                raise InputError(
+                    f"{_name(scan)}: a fan-beam scan needs {name}; give it with --set geometry.{name}=VALUE"
+                )
     pitch = scan.detector_pitch_mm
     if pitch is None:
         pitch = scan.pixel_size_mm
@@ -125,7 +128,7 @@ def _with_lengths(scan: Scan, warnings: list[str]) -> Scan:
 
 
 def _geometry(scan: Scan, warnings: list[str]) -> Geometry:
-    views, _, bins = scan.shape
+    bins = scan.shape[2]
     center = scan.center_column
     if center is None:
         center = estimate_center_column(scan)
@@ -170,8 +173,8 @@ def _weigh(scan: Scan, warnings: list[str]) -> tuple[LogData, bool]:
         return LogData(lines, log_weights(lines, scan.photons, electronic)), True
     photons = estimate_photons(lines).reshape(-1, 1, 1, 1)
     warnings.append(
-        f"The file does not tell the photons per ray; the noise was estimated from the data ({float(photons.mean()):.3g} "
-        "effective photons), so the misfit is relative to that estimate."
+        "The file does not tell the photons per ray; the noise was estimated from the data "
+        f"({float(photons.mean()):.3g} effective photons), so the misfit is relative to that estimate."
     )
     return LogData(lines, log_weights(lines, photons, electronic)), False
 

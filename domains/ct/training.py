@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch.nn import functional as F
 
 from domains.ct.data import AIR_HU, Volume, read_volume
@@ -40,11 +42,11 @@ class DataConfig(Config):
         air: patches whose mean lies below this HU value are mostly drawn again.
     """
 
-    validation: list[str] = []
-    exclude: list[str] = []
-    weights: dict[str, float] = {}
-    side: int = 400
-    zoom: float = 1.25
+    validation: list[str] = Field(default_factory=list)
+    exclude: list[str] = Field(default_factory=list)
+    weights: dict[str, float] = Field(default_factory=dict)
+    side: int = Field(default=400, ge=8)
+    zoom: float = Field(default=1.25, ge=1)
     air: float = -950.0
 
 
@@ -90,8 +92,12 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
             raise InputError(f"{path}: no such file or folder")
         for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
             if file.suffix == ".zip":
-                with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(file) as archive:
-                    archive.extractall(folder)
+                with tempfile.TemporaryDirectory() as folder:
+                    try:
+                        with zipfile.ZipFile(file) as archive:
+                            archive.extractall(folder)
+                    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+                        raise InputError(f"{file}: is no readable zip archive ({error})") from None
                     yield from ((p, file.stem) for p in sorted(Path(folder).rglob("*")) if p.is_file())
             elif file.suffix in (".gz", ".nii", ".mha", ".mhd"):
                 yield file, file.name.split(".")[0]
@@ -193,6 +199,7 @@ def ct_card(config: CTTrainingConfig, trainer: Trainer, train: Sequence[str], he
         },
         limits=[
             "Not a medical device; not for primary diagnosis.",
-            "Few subjects: eight people and phantoms. Metal, contrast phases and organs they do not show are outside its experience.",
+            "Few subjects: eight people and phantoms. Metal, contrast phases and organs they do not show are outside "
+            "its experience.",
         ],
     )

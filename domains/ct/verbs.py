@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -45,6 +45,8 @@ from suite.run import Run, resolve_device, sha256_file
 def simulate_verb(path: Path, given: dict[str, Any]) -> None:
     """`ct simulate`: volume -> scan file."""
     output: Path = given["output"]
+    if given["arc"] is not None:
+        _finite("--arc", given["arc"])
     config = SimulationConfig(
         views=given["views"],
         arc=given["arc"],
@@ -79,7 +81,7 @@ def simulate_verb(path: Path, given: dict[str, Any]) -> None:
 
 def _finite(option: str, value: float) -> float:
     if not np.isfinite(value) or value < 0:
-        raise InputError(f"{option} {value}: a finite number of photons is needed, zero or more")
+        raise InputError(f"{option} {value}: a finite number is needed, zero or more")
     return value
 
 
@@ -126,6 +128,7 @@ def _reconstruct(
     mu_water = problem.scan.mu_water_per_mm
     size = max(1, config.batch)
     pieces: list[dict[str, NDArray[Any]]] = []
+    level = 0.0 if prior is None else _water_level(run, problem)
     with progress("Reconstructing", problem.slices, quiet=quiet) as update:
         for first in range(0, problem.slices, size):
             rows = slice(first, min(first + size, problem.slices))
@@ -133,7 +136,8 @@ def _reconstruct(
 
             def compute(chunk: Problem = chunk, rows: slice = rows) -> dict[str, NDArray[Any]]:
                 with run.clock("operator"):
-                    return _batch(run, chunk, method, prior, config, [f"{digest} {k}" for k in range(rows.start, rows.stop)])
+                    identities = [f"{digest} {k}" for k in range(rows.start, rows.stop)]
+                    return _batch(run, chunk, method, prior, level, config, identities)
 
             pieces.append(run.piece(f"slices-{rows.start}-{rows.stop}", compute))
             update(rows.stop)
@@ -147,20 +151,35 @@ def _reconstruct(
     run.nfe = evaluations
     run.misfit_chi2 = float(result.chi2.mean())
     run.estimator = "mean" if config.samples > 1 else "point" if prior is None else METHODS[method].estimator
-    if prior is not None and mu_water is None:
-        run.warn(water_level(problem, result.reference)[1] or "")
     return result, mu_water
 
 
+def _water_level(run: Run, problem: Problem) -> float:
+    """`mu_water` for the prior. Where the scan does not tell it, the fullest slice does: one level for every batch."""
+    if problem.scan.mu_water_per_mm is not None:
+        return problem.scan.mu_water_per_mm
+    fullest = int(problem.data.line_integrals.flatten(1).mean(1).argmax())
+    chunk = part(problem, slice(fullest, fullest + 1))
+    with run.clock("operator"):
+        level, sentence = water_level(chunk, classical("tv", chunk))
+    run.warn(sentence or "")
+    return level
+
+
 def _batch(
-    run: Run, chunk: Problem, method: str, prior: Prior | None, config: ReconstructConfig, identities: list[str]
+    run: Run,
+    chunk: Problem,
+    method: str,
+    prior: Prior | None,
+    level: float,
+    config: ReconstructConfig,
+    identities: list[str],
 ) -> dict[str, NDArray[Any]]:
-    reference = classical("fbp" if method == "tv" else "tv", chunk)
+    reference = classical("fbp" if prior is None else "tv", chunk)
     if prior is None:
         image = classical(method, chunk)
         out = Reconstruction(image, reference, None, misfit(chunk, image), 0)
     else:
-        level, _ = water_level(chunk, reference)
         out = learned(method, chunk, reference, prior, level, config, identities, run.clock)
     arrays = {
         "image": finite(out.image),
@@ -178,7 +197,12 @@ def _in_unit(values: torch.Tensor, mu_water: float | None, *, difference: bool =
 
 
 def _write(
-    run: Run, problem: Problem, result: Reconstruction, mu_water: float | None, prior: Prior | None, config: ReconstructConfig
+    run: Run,
+    problem: Problem,
+    result: Reconstruction,
+    mu_water: float | None,
+    prior: Prior | None,
+    config: ReconstructConfig,
 ) -> None:
     unit = "1/mm" if mu_water is None else "HU"
     run.extra["unit"] = unit
@@ -195,7 +219,9 @@ def _write(
     description = f"DIFFSUITE {run.method} {problem.geometry.n_views} views NOT FOR PRIMARY DIAGNOSIS"
     text = f"diffsuite {__version__} {run.method}, {run.nfe} evaluations, seed {run.seed}"
     model = "" if prior is None else f"{prior.card.name} {prior.sha256[:16]}"
-    write_series(recon, run.output("dicom"), Derivation(description[:64], text, __version__, model, simulated_dose=True))
+    write_series(
+        recon, run.output("dicom"), Derivation(description[:64], text, __version__, model, simulated_dose=True)
+    )
 
 
 def _report(run: Run, problem: Problem, result: Reconstruction, mu_water: float | None) -> Report:
@@ -210,7 +236,7 @@ def _report(run: Run, problem: Problem, result: Reconstruction, mu_water: float 
         spread = 200.0
     stacks = [
         Stack("reconstruction", recon),
-        Stack("reference (" + ("FBP" if run.method == "tv" else "TV") + ")", reference),
+        Stack("reference (" + ("FBP" if run.prior is None else "TV") + ")", reference),
         Stack("difference", recon - reference, {f"±{spread / 2:g}": (0.0, spread)}),
     ]
     if result.std is not None:
@@ -239,7 +265,7 @@ def _report(run: Run, problem: Problem, result: Reconstruction, mu_water: float 
         "seed": run.seed,
     }
     figure = Figure(f"Axial slices ({unit})", stacks, windows, caption="Learned result beside the classical reference.")
-    verdict = "pass" if fits and not run.warnings else "check"
+    verdict: Literal["pass", "check"] = "pass" if fits and not run.warnings else "check"
     return Report("CT reconstruction", verdict, reasons, facts, warnings=run.warnings, figures=[figure])
 
 
