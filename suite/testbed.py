@@ -148,6 +148,10 @@ class Problem:
     def anchor(self, i: int) -> Tensor | None:
         return None if self.anchors is None else self.anchors[i : i + 1]
 
+    def anchor_for(self, samples: int) -> Tensor | None:
+        """The anchors, each repeated for so many samples."""
+        return None if self.anchors is None else self.anchors.repeat_interleave(samples, 0)
+
     @cached_property
     def linear(self) -> LinearOperator:
         return Identity() if self.operator == "none" else OPERATORS[self.operator](self.channels)

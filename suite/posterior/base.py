@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from suite.grid import time_grid
 from suite.measurement import Measurement
 from suite.noise import Noise
 from suite.process import Process
-from suite.solver import SOLVERS, Callback, Solver, sample
+from suite.solver import DDIM, SOLVERS, Callback, Knot, Solver, sample
 
 
 class PosteriorMethod(ABC):
@@ -76,40 +76,58 @@ class Guided(PosteriorMethod):
     """A method that is a denoiser wrapping a denoiser, sampled by any solver.
 
     Args:
-        solver: name in `suite.solver.SOLVERS`, or a solver.
+        solver: name in `suite.solver.SOLVERS`, or a solver (default: the method's own).
         grid: kind of time grid (`suite.grid.time_grid`).
-        start: time to start from.
+        start: time to start from (default: where the noise level is the first of `levels`).
         data_std: standard deviation s of the prior's data (default: the prior's own `data_std`, or 1).
         init: estimate of the signal to start from, at the noise level of `start` (default: the process's own start).
         renoise: False leaves all noise out of the state, so that the method becomes plug-and-play half-quadratic splitting
             with the noise level as its continuation parameter (Zhang et al. 2021, DPIR): a point estimate of less error.
-        finest: noise level sigma/alpha of the last evaluation (grids `logsnr` and `karras`).
+        finest: noise level sigma/alpha of the last evaluation, in the grids `logsnr` and `karras` (default: the second
+            of `levels`).
+
+    Attributes:
+        levels: first and last noise level q = sigma/alpha, over s.
     """
 
-    solver: str | Solver = "ddim"
+    default_solver: ClassVar[str] = "ddim"
     grid: str = "logsnr"
+    levels: ClassVar[tuple[float, float]] = (150.0, 0.002)
 
     def __init__(
         self,
         solver: str | Solver | None = None,
         grid: str | None = None,
-        start: float = 1.0,
+        start: float | None = None,
         data_std: float | None = None,
         init: Tensor | None = None,
         renoise: bool = True,
-        finest: float = 0.002,
+        finest: float | None = None,
     ) -> None:
-        self.solver = solver or type(self).solver
-        self.grid = grid or type(self).grid
+        if isinstance(solver, str) and solver not in SOLVERS:
+            raise InputError(f"there is no solver named {solver!r}; choose one of {', '.join(SOLVERS)}")
+        if data_std is not None and not data_std > 0:
+            raise InputError(f"the standard deviation of the prior's data must be positive, not {data_std}")
+        self.solver, self.grid = solver, grid or type(self).grid
         self.start, self.data_std, self.init, self.renoise, self.finest = start, data_std, init, renoise, finest
 
     @abstractmethod
     def guide(self, prior: Denoiser, measurement: Measurement, noise: Noise) -> Denoiser:
         """The posterior denoiser `E[x0 | x_t, measurement]`, or the method's stand-in for it."""
 
-    def stepper(self, prior: Denoiser, measurement: Measurement) -> Solver:
-        """The solver of a run; a method that prescribes its own step returns that."""
-        return SOLVERS[self.solver]() if isinstance(self.solver, str) else self.solver
+    def stepper(self, guide: Denoiser, measurement: Measurement) -> Solver:
+        """The solver of a run: the one asked for, or the method's own."""
+        solver = self.solver or self.default_solver
+        return SOLVERS[solver]() if isinstance(solver, str) else solver
+
+    def times(self, prior: Denoiser, intervals: int) -> Tensor:
+        """The time grid of a run."""
+        first, last = (level * prior_std(prior, self.data_std) for level in self.levels)
+        span = (-math.log(first), -math.log(last if self.finest is None else self.finest))
+        start = self.start
+        if start is None:
+            start = float(prior.process.time_of_log_snr(torch.tensor(span[0])))
+        return time_grid(prior.process, intervals, self.grid, start=start, log_snr_range=span)
 
     def run(
         self,
@@ -123,18 +141,32 @@ class Guided(PosteriorMethod):
         callback: Callback | None = None,
     ) -> Tensor:
         self.check(prior)
-        solver = self.stepper(prior, measurement)
-        intervals = solver.steps_for(steps or self.steps)
-        span = (-5.0, -math.log(self.finest))
-        grid = time_grid(prior.process, intervals, self.grid, start=self.start, log_snr_range=span)
+        guide = self.guide(prior, measurement, noise)
+        solver = self.stepper(guide, measurement) if self.renoise else DDIM()
+        times = self.times(prior, solver.steps_for(self.steps if steps is None else steps))
         eps = noise.normal(like) if self.renoise else torch.zeros_like(like)
         if self.init is None:
-            x = prior.process.start(eps, y, self.start)
+            x = prior.process.start(eps, y, float(times[0]))
         else:
-            x = prior.process.marginal(self.init.expand_as(like), grid[:1].reshape((1,) * like.ndim), eps, y)
-        guide = self.guide(prior, measurement, noise)
-        guide = guide if self.renoise else Quiet(guide)
-        return sample(guide, solver, grid, x, y=y, noise=noise, callback=callback)
+            x = prior.process.marginal(self.init.expand_as(like), times[:1].reshape((1,) * like.ndim), eps, y)
+        return sample(guide if self.renoise else Quiet(guide), solver, times, x, y=y, noise=noise, callback=callback)
+
+
+class OwnStep(Guided):
+    """A method that prescribes its own step and so takes no solver."""
+
+    def __init__(self, **guided: Any) -> None:
+        super().__init__(**guided)
+        if self.solver is not None or not self.renoise:
+            raise InputError(f"the method {self.name} is a step of its own and takes no solver; use pigdm, mmps or dds with one")
+
+    def guide(self, prior: Denoiser, measurement: Measurement, noise: Noise) -> Denoiser:
+        return prior
+
+
+def all_fresh(t: Knot, s: Knot) -> Tensor:
+    """`v = sigma_s` for `DDIM`: with eta, the noise that DDS, DDNM and DiffPIR inject."""
+    return s.sigma
 
 
 class Quiet(Denoiser):
@@ -158,7 +190,7 @@ class GuidedDenoiser(Denoiser):
     def __init__(self, prior: Denoiser, measurement: Measurement, data_std: float | None = None) -> None:
         super().__init__(prior.process)
         self.prior, self.measurement = prior, measurement
-        self.data_std = float(getattr(prior, "data_std", 1.0)) if data_std is None else data_std
+        self.data_std = prior_std(prior, data_std)
 
     def variance(self, t: Tensor) -> Tensor:
         """`r_t^2 = s^2 q^2 / (s^2 + q^2)`, q = sigma/alpha: the variance of x0 given x_t for white data of std s."""
@@ -184,6 +216,11 @@ class GuidedDenoiser(Denoiser):
             return unseen * v if pulled is None else scale * pulled + unseen * v
 
         return mean.detach(), covariance
+
+
+def prior_std(prior: Denoiser, data_std: float | None = None) -> float:
+    """`data_std`, or else what the prior knows of its data, or 1."""
+    return float(getattr(prior, "data_std", 1.0)) if data_std is None else data_std
 
 
 def error_variance(process: Process, t: Tensor, data_std: float) -> Tensor:

@@ -16,6 +16,7 @@ WARM = True
 class MMPS(Guided):
     name = "mmps"
     estimator = "sample"
+    exact_for = ("white", "correlated")
     steps = 50
     differentiates = True
     solver = "dpmpp-2m"

@@ -40,8 +40,7 @@ class SMC(PosteriorMethod):
     Args:
         particles: of each filter.
         data_std: standard deviation s of the prior's data (default: the prior's own `data_std`, or 1).
-        start: time to start from.
-        log_snr_range: noisiest and cleanest `log(alpha s / sigma)` of the grid.
+        levels: first and last noise level q = sigma/alpha, over s (before them comes the start of the process).
         iterations, tolerance: of the conjugate gradients.
     """
 
@@ -54,14 +53,13 @@ class SMC(PosteriorMethod):
         self,
         particles: int = 32,
         data_std: float | None = None,
-        start: float = 1.0,
-        log_snr_range: tuple[float, float] = (-5.0, 4.0),
+        levels: tuple[float, float] = (20.0, 0.03),
         iterations: int = 200,
-        tolerance: float = 1e-4,
+        tolerance: float = 1e-5,
     ) -> None:
         if particles < 1:
             raise InputError(f"a particle filter needs at least one particle, not {particles}")
-        self.particles, self.data_std, self.start, self.log_snr_range = particles, data_std, start, log_snr_range
+        self.particles, self.data_std, self.levels = particles, data_std, levels
         self.iterations, self.tolerance = iterations, tolerance
 
     @torch.no_grad()
@@ -77,13 +75,13 @@ class SMC(PosteriorMethod):
         callback: Callback | None = None,
     ) -> Tensor:
         """See `PosteriorMethod.run`."""
+        if measurement.noise_level == 0:
+            raise InputError("smc weighs particles by the noise of the data and this measurement has none; use daps")
         cloud = _Cloud(self, prior, measurement, like, noise, y)
-        shift = math.log(cloud.data_std)
-        low, high = (limit - shift for limit in self.log_snr_range)
-        count = steps or self.steps
-        times = time_grid(prior.process, count, "logsnr", start=self.start, log_snr_range=(low, high))[:-1]
+        first, last = (-math.log(q * cloud.data_std) for q in self.levels)
+        times = time_grid(prior.process, steps or self.steps, "logsnr", log_snr_range=(first, last))[:-1]
         knots = [t.reshape((1,) * like.ndim).to(like.device) for t in times]
-        x = prior.process.start(cloud.draw(), cloud.y, self.start)
+        x = prior.process.start(cloud.draw(), cloud.y)
         mean = prior(x, knots[0], cloud.y)
         weight = cloud.weigh(mean, None, knots[0])
         for number, (t, s) in enumerate(zip(knots, knots[1:], strict=False), 1):
@@ -95,10 +93,10 @@ class SMC(PosteriorMethod):
             if callback is not None:
                 best = cloud.pick(weight)
                 callback(number, x[best], mean[best])
-        last = cloud.clean(mean, knots[-1])[cloud.pick(weight)]
+        out = cloud.clean(mean, knots[-1])[cloud.pick(weight)]
         if callback is not None:
-            callback(len(knots), last, last)
-        return last
+            callback(len(knots), out, out)
+        return out
 
 
 class _Cloud:
@@ -150,7 +148,9 @@ class _Cloud:
         new = a * z + b * self.clean(mean, t) + v * self.draw()
         gain = b * r2 / (v**2 + b**2 * r2)
         expected = mean + gain * (new - a * z - b * mean)
-        return (new - self.process.shift(torch.zeros_like(x), s, self.y)).to(x.dtype), expected.to(x.dtype)
+        if self.y is not None:
+            new = new + self.process.beta(s) * self.y
+        return new.to(x.dtype), expected.to(x.dtype)
 
     def weigh(self, mean: Tensor, expected: Tensor | None, t: Tensor) -> Tensor:
         """`log N(y; A D, S) - log N(y; A D', S)`, `(P, B)`; without D' the first term alone (up to a constant).
