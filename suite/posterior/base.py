@@ -203,19 +203,42 @@ class GuidedDenoiser(Denoiser):
         D into the shift of the mean it asks for: `E[x0 | x_t, y] = D + (sigma^2 / alpha) d log p(y | x_t) / dx_t`. Where alpha = 0,
         x_t says nothing about x0 and `r_t^2 v` stands in for both.
         """
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            mean = self.prior(x, t, y)
+        mean, transpose = differentiate(self.prior, x, t, y)
+        scale, unseen = self.tweedie_scale(x, t)
+        return mean, lambda v: scale * transpose(v) + unseen * v
+
+    def tweedie_scale(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`(sigma^2 / alpha, 0)`, or `(0, r_t^2)` where alpha = 0."""
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         seen = alpha > 0
-        scale = torch.where(seen, sigma**2 / torch.where(seen, alpha, 1.0), 0.0).to(x.dtype)
-        unseen = torch.where(seen, 0.0, self.variance(t)).to(x.dtype)
+        scale = torch.where(seen, sigma**2 / torch.where(seen, alpha, 1.0), 0.0)
+        return scale.to(x.dtype), torch.where(seen, 0.0, self.variance(t)).to(x.dtype)
 
-        def covariance(v: Tensor) -> Tensor:
-            (pulled,) = torch.autograd.grad(mean, x, v, retain_graph=True, allow_unused=True)
-            return unseen * v if pulled is None else scale * pulled + unseen * v
+    def misfit(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """`g = W (y - A D)` and `A^H W^H g`; for an operator that is not linear, with its derivative at D in place of A."""
+        if self.measurement.linear:
+            gap = -self.measurement.residual(mean)
+            return gap, self.measurement.linear_operator.adjoint(self.measurement.whitening.adjoint(gap))
+        with torch.enable_grad():
+            leaf = mean.detach().requires_grad_()
+            residual = self.measurement.residual(leaf)
+            (pull,) = torch.autograd.grad(residual, leaf, -residual.detach())
+        return -residual.detach(), pull
 
-        return mean.detach(), covariance
+
+def differentiate(
+    prior: Denoiser, x: Tensor, t: Tensor, y: Tensor | None
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """`D(x_t)` and `v -> (dD/dx_t)^T v`, from one evaluation of the network."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        mean = prior(x, t, y)
+
+    def transpose(v: Tensor) -> Tensor:
+        (out,) = torch.autograd.grad(mean, x, v, retain_graph=True, allow_unused=True, materialize_grads=True)
+        return out
+
+    return mean.detach(), transpose
 
 
 def prior_std(prior: Denoiser, data_std: float | None = None) -> float:

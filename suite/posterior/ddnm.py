@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,16 +14,20 @@ from suite.errors import InputError
 from suite.linalg import lanczos_function
 from suite.measurement import Measurement
 from suite.noise import Noise
-from suite.posterior.base import Guided, GuidedDenoiser
+from suite.posterior.base import Guided, GuidedDenoiser, OwnStep, all_fresh
 from suite.solver import DDIM, Solver
 from suite.stepping import History, Knot, Model
 
 
 class DDNM(Guided):
-    """The range of `A^T` from the data, its null space from the prior (Wang et al. 2023, eq. 12): `D^ = D - A^+ (A D - y)`.
+    """The range of `A^H` from the data, its null space from the prior (Wang et al. 2023, eq. 12): `D^ = D - A^+ (A D - y)`.
 
-    The pseudo-inverse is taken by conjugate gradients, whose few iterations are its only regularisation: meant for data
-    with little noise. A point estimate.
+    The noise is not modelled: the data are met exactly, as far as so many conjugate-gradient iterations go (masks and
+    Fourier masks need one), which is the only regularisation; `ddnm_plus` knows the noise. A point estimate. SPREAD
+
+    Args:
+        eta: share of fresh noise, of std `eta sigma_s` as in the authors' code; with a solver of its own choice it is not used.
+        iterations: of the conjugate gradients.
     """
 
     name = "ddnm"
@@ -32,8 +38,8 @@ class DDNM(Guided):
         super().__init__(**guided)
         self.eta, self.iterations = eta, iterations
 
-    def stepper(self, prior: Denoiser, measurement: Measurement) -> Solver:
-        return DDIM(self.eta, lambda t, s: s.sigma)
+    def stepper(self, guide: Denoiser, measurement: Measurement) -> Solver:
+        return DDIM(self.eta, all_fresh) if self.solver is None else super().stepper(guide, measurement)
 
     def guide(self, prior: Denoiser, measurement: Measurement, noise: Noise) -> Denoiser:
         return _DDNM(prior, measurement, self)
@@ -43,22 +49,22 @@ class _DDNM(GuidedDenoiser):
     def __init__(self, prior: Denoiser, measurement: Measurement, method: DDNM) -> None:
         super().__init__(prior, measurement, method.data_std)
         operator, y = measurement.whitened()
-        self.exact = Measurement(operator, y, 0.0)
-        self.iterations = method.iterations
+        self.exact, self.iterations = Measurement(operator, y, 0.0), method.iterations
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return self.exact.proximal(self.prior(x, t, y), 1.0, iterations=self.iterations, tolerance=1e-6)
 
 
-class DDNMPlus(Guided):
-    """DDNM with a correction no stronger than the noise allows (Wang et al. 2023, eq. 17-19), matrix-free.
+class DDNMPlus(OwnStep):
+    """DDNM with a correction and a noise no stronger than the noise of the data allows (Wang et al. 2023, eq. 17-19).
 
-    With `s` the singular values of the whitened operator `W A`, v its right singular vectors and q = sigma_s/alpha_s:
+    With `s` the singular values of the whitened operator `W A` and q = sigma_s/alpha_s, on its right singular vectors:
 
-        D^  = D - f(N) A^T W^T W (A D - y),    f = lambda / s^2,    lambda = min(1, s q sqrt(1 - eta^2))  (1 where q >= 1/s)
-        x_s = alpha_s D^ + g(N) (sqrt(1 - eta^2) eps + eta xi),     g^2 = max(0, sigma_s^2 - (alpha_s lambda / s)^2)
+        D^  = D - (lambda / s^2) A^H W^H W (A D - y),      lambda = 1 where s q >= 1, else s q sqrt(1 - eta^2)
+        x_s = alpha_s D^ + g (sqrt(1 - eta^2) eps + eta xi),      g^2 = max(0, sigma_s^2 - (alpha_s lambda / s)^2)
 
-    The spectral functions of `N = A^T W^T W A` are applied by Lanczos' method. A point estimate (its spread is far too small).
+    and g = sigma_s where s = 0. These functions of `A^H W^H W A` are exact where the operator has an SVD, else by Lanczos'
+    method: it works without a matrix. A point estimate. SPREAD
 
     Args:
         eta: share of fresh noise.
@@ -75,45 +81,60 @@ class DDNMPlus(Guided):
             raise InputError(f"DDNM+'s eta lies between 0 and 1; it is {eta}")
         self.eta, self.iterations = eta, iterations
 
-    def stepper(self, prior: Denoiser, measurement: Measurement) -> Solver:
-        return _DDNMPlusStep(measurement, self.eta, self.iterations)
-
-    def guide(self, prior: Denoiser, measurement: Measurement, noise: Noise) -> Denoiser:
-        return prior
+    def stepper(self, guide: Denoiser, measurement: Measurement) -> Solver:
+        return _PlusStep(measurement, self.eta, self.iterations)
 
 
-class _DDNMPlusStep(Solver):
-    name = "ddnm+"
+Spectral = Callable[[Tensor], Tensor]
+
+
+class _PlusStep(Solver):
+    name = "ddnm_plus"
 
     def __init__(self, measurement: Measurement, eta: float, iterations: int) -> None:
-        self.measurement, self.eta, self.iterations = measurement, eta, iterations
+        self.measurement, self.eta, self.kept = measurement, eta, math.sqrt(1 - eta**2)
+        self.apply = spectral_calculus(measurement, iterations)
 
     def step(
         self, model: Model, z: Tensor, mean: Tensor, eps: Tensor, t: Knot, s: Knot, history: History
     ) -> tuple[Tensor, History]:
-        # the clean end needs a noise level: that of the step's start
-        at = t if s.clean else s
-        alpha, sigma = (float(v) for v in (at.alpha, at.sigma))
-        q, noise = sigma / alpha if alpha > 0 else float("inf"), self.measurement.noise_level
+        alpha, sigma, noise = float(s.alpha), float(s.sigma), self.measurement.noise_level
+
+        def split(s2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Which directions the operator sees, their s, and lambda."""
+            seen = s2 > 1e-6 * s2.amax(-1, keepdim=True)
+            root = torch.where(seen, s2, 1.0).sqrt()
+            reach = root * sigma / alpha
+            return seen, root, torch.where(reach >= noise, 1.0, self.kept * reach / max(noise, 1e-30))
 
         def gain(s2: Tensor) -> Tensor:
-            """lambda."""
-            root = s2.clamp_min(0).sqrt()
-            weak = root * q * (1 - self.eta**2) ** 0.5 / max(noise, 1e-20)
-            return torch.where(root * q >= noise, torch.ones_like(root), weak)
-
-        def correction(s2: Tensor) -> Tensor:
-            floor = 1e-6 * s2.amax(-1, keepdim=True)
-            return torch.where(s2 > floor, gain(s2) / s2.clamp_min(1e-30), 0.0)
+            seen, root, share = split(s2)
+            return torch.where(seen, share / root**2, 0.0)
 
         def spread(s2: Tensor) -> Tensor:
-            taken = alpha * gain(s2) * noise / s2.clamp_min(1e-30).sqrt()
-            return (sigma**2 - torch.where(s2 > 1e-12, taken, 0.0) ** 2).clamp_min(0).sqrt()
+            seen, root, share = split(s2)
+            taken = torch.where(seen, alpha * share * noise / root, 0.0)
+            return (sigma**2 - taken**2).clamp_min(0).sqrt()
 
-        normal = self.measurement.whitened_normal
-        pull = lanczos_function(normal, self.measurement.gradient(mean), correction, iterations=self.iterations)
-        estimate = mean - pull
+        estimate = mean - self.apply(gain, self.measurement.gradient(mean))
         if s.clean:
             return estimate, history
-        mixed = (1 - self.eta**2) ** 0.5 * eps + self.eta * model.draw(z)
-        return alpha * estimate + lanczos_function(normal, mixed, spread, iterations=self.iterations), history
+        mixed = self.kept * eps + self.eta * model.draw(z)
+        return alpha * estimate + self.apply(spread, mixed), history
+
+
+def spectral_calculus(measurement: Measurement, iterations: int) -> Callable[[Spectral, Tensor], Tensor]:
+    """`(f, v) -> f(A^H W^H W A) v`, by the SVD of `W A` where it is known in closed form, else by Lanczos' method."""
+    operator, _ = measurement.whitened()
+    try:
+        svd = operator.svd()
+    except InputError:
+        normal = measurement.whitened_normal
+        return lambda f, v: lanczos_function(normal, v, f, iterations=iterations)
+    values = svd.singular_values.double() ** 2
+
+    def exact(f: Spectral, v: Tensor) -> Tensor:
+        weights = f(values.reshape(1, -1)).reshape(values.shape)
+        return svd.v(weights.to(v.dtype) * svd.vh(v))
+
+    return exact

@@ -2,53 +2,75 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from suite.denoiser import Denoiser
+from suite.errors import InputError
 from suite.measurement import Measurement
 from suite.noise import Noise
-from suite.posterior.base import Guided, GuidedDenoiser
-from suite.posterior.data_step import DataStep, Preconditioner
+from suite.posterior.base import Guided, GuidedDenoiser, all_fresh
+from suite.posterior.data_step import DataStep
 from suite.solver import DDIM, Solver
 
 
 class DDS(Guided):
+    """A few conjugate-gradient iterations from D towards the data at each step (Chung, Lee and Ye 2024, DDS, algorithm 1).
+
+        D^  = argmin gamma |W (A x - y)|^2 + |x - D|^2
+        x_s = alpha_s D^ + sigma_s (sqrt(1 - eta^2) eps + eta xi),      eps that of the network
+
+    with W whitening the noise (statistical weights), `gamma = strength r_t^2` and `r_t^2 = s^2 q^2 / (s^2 + q^2)`: what is
+    unsure about D when x_t is all that is known. No gradient of the network. With eta = 1 each step renoises D^ afresh:
+    the estimate of least error in few steps, since the errors of D do not add up along the path.
+
+    A point estimate. SPREAD
+
+    Args:
+        eta: share of fresh noise; not used with a solver of one's own choice.
+        gamma: a fixed weight of the (whitened) data in place of `strength r_t^2`.
+        strength: factor on r_t^2.
+        iterations, tolerance: of the conjugate gradients.
+    """
+
     name = "dds"
     estimator = "point"
     steps = 20
+    levels = (0.75, 0.035)
 
     def __init__(
         self,
-        solver: str | Solver | None = None,
-        grid: str | None = None,
-        start: float = 1.0,
-        data_std: float | None = None,
+        eta: float = 1.0,
         gamma: float | None = None,
-        iterations: int = 5,
+        strength: float = 1.0,
+        iterations: int = 10,
         tolerance: float = 1e-4,
-        preconditioner: Preconditioner = "none",
-        strength: float = 1.0, keep=True,
-        init=None, renoise: bool = True, finest: float = 0.002,
+        **guided: Any,
     ) -> None:
-        super().__init__(solver, grid, start, data_std, init, renoise, finest)
-        self.gamma, self.iterations, self.tolerance, self.preconditioner = gamma, iterations, tolerance, preconditioner
-        self.strength, self.keep = strength, keep
+        super().__init__(**guided)
+        if not strength > 0 or not (gamma is None or gamma > 0):
+            raise InputError(f"the weight of the data in dds must be positive: gamma is {gamma}, strength {strength}")
+        self.eta, self.gamma, self.strength = eta, gamma, strength
+        self.iterations, self.tolerance = iterations, tolerance
+
+    def stepper(self, guide: Denoiser, measurement: Measurement) -> Solver:
+        return DDIM(self.eta, all_fresh) if self.solver is None else super().stepper(guide, measurement)
 
     def guide(self, prior: Denoiser, measurement: Measurement, noise: Noise) -> Denoiser:
-        step = DataStep(measurement, self.iterations, self.tolerance, self.preconditioner)
-        return _DDS(prior, measurement, self, step)
+        return _DDS(prior, measurement, self)
 
 
 class _DDS(GuidedDenoiser):
-    def __init__(self, prior: Denoiser, measurement: Measurement, method: DDS, step: DataStep) -> None:
+    def __init__(self, prior: Denoiser, measurement: Measurement, method: DDS) -> None:
         super().__init__(prior, measurement, method.data_std)
-        self.step, self.method = step, method
+        self.step = DataStep(measurement, method.iterations, method.tolerance)
+        self.gamma, self.strength = method.gamma, method.strength
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        mean = self.prior(x, t, y)
-        return self.step(mean, self.method.strength * self.variance(t))
+        return self.predict(x, t, y)[0]
 
     def predict(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if not self.method.keep: return super().predict(x,t,y)
         mean, eps = self.prior.predict(x, t, y)
-        return self.step(mean, self.method.strength * self.variance(t)), eps
+        variance = self.strength * self.variance(t)
+        return self.step(mean, variance if self.gamma is None else self.gamma + 0 * variance), eps

@@ -12,7 +12,7 @@ from suite.errors import InputError
 from suite.linalg import dot, expand
 from suite.measurement import Measurement
 from suite.noise import Noise
-from suite.posterior.base import Guided, GuidedDenoiser
+from suite.posterior.base import Guided, GuidedDenoiser, differentiate
 from suite.solver import DDIM, Solver
 from suite.stepping import History, Knot, Model
 
@@ -24,15 +24,15 @@ class DPS(Guided):
         norm       x_s = ancestral step of D - strength d|y - A D| / dx_t            (the paper's algorithm 1)
 
     with W whitening the noise and `a^2 = |A^H W^H g|^2 / |g|^2` the squared gain of the operator along the misfit
-    `g = W (y - A D)`, so that w is scale-free and needs no search: the weight is pigdm's with one conjugate-gradient step in
-    place of the inverse. In the second form |y - A D| is weighted by the noise law where that is not the same everywhere.
+    `g = W (y - A D)`, so that w is scale-free and needs no search: it is pigdm's inverse after one step of conjugate
+    gradients. In the norm form |y - A D| is weighted by the noise law where that is not the same everywhere.
 
     A point estimate: the annealed form is exact for white Gaussian data under operators with `A A^H` proportional to 1
     (masks, Fourier masks) only. SPREAD
 
     Args:
         strength: multiplies the gradient; with the norm form it is the paper's zeta, tuned by problem (0.3 to 1).
-        form: see above; the norm form has its own step and takes no solver.
+        form: see above; the norm form is a step of its own and takes no solver.
     """
 
     name = "dps"
@@ -50,25 +50,50 @@ class DPS(Guided):
         self.strength, self.form = strength, form
 
     def guide(self, prior: Denoiser, measurement: Measurement, noise: Noise) -> Denoiser:
-        return _DPS(prior, measurement, self)
+        kind = _Annealed if self.form == "annealed" else _Norm
+        return kind(prior, measurement, self.data_std, self.strength)
 
     def stepper(self, guide: Denoiser, measurement: Measurement) -> Solver:
-        return _NormStep(guide, self.strength) if isinstance(guide, _DPS) and self.form == "norm" else super().stepper(guide, measurement)
+        return _NormStep(guide) if isinstance(guide, _Norm) else super().stepper(guide, measurement)
 
 
-class _DPS(GuidedDenoiser):
-    slope: Tensor
-
-    def __init__(self, prior: Denoiser, measurement: Measurement, method: DPS) -> None:
-        super().__init__(prior, measurement, method.data_std)
-        self.method = method
+class _Annealed(GuidedDenoiser):
+    def __init__(self, prior: Denoiser, measurement: Measurement, data_std: float | None, strength: float) -> None:
+        super().__init__(prior, measurement, data_std)
+        self.strength = strength
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         mean, covariance = self.tweedie(x, t, y)
         gap, pull = self.misfit(mean)
-        size, slope = dot(gap, gap), dot(pull, pull)
-        if self.method.form == "norm":
-            ...
-        gain = expand(slope / size.clamp_min(torch.finfo(size.dtype).tiny), x)
+        tiny = torch.finfo(x.dtype).tiny
+        gain = expand(dot(pull, pull) / dot(gap, gap).clamp_min(tiny), x)
         weight = self.measurement.noise_level**2 + self.variance(t).to(x.dtype) * gain
-        return mean + covariance(self.method.strength / weight.clamp_min(torch.finfo(x.dtype).tiny) * pull)
+        return mean + covariance(self.strength / weight.clamp_min(tiny) * pull)
+
+
+class _Norm(_Annealed):
+    """The prior's denoiser, which leaves the gradient of the norm behind for the step."""
+
+    slope: Tensor
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        mean, transpose = differentiate(self.prior, x, t, y)
+        gap, pull = self.misfit(mean)
+        raw = self.measurement.operator(mean) - self.measurement.y
+        tiny = torch.finfo(x.dtype).tiny
+        scale = dot(raw, raw).sqrt() / dot(gap, gap).clamp_min(tiny)  # 1 / |g|, brought back to the units of y
+        self.slope = -self.strength * transpose(expand(scale, x) * pull)
+        return mean
+
+
+class _NormStep(Solver):
+    name = "dps"
+
+    def __init__(self, guide: _Norm) -> None:
+        self.guide, self.ancestral = guide, DDIM(1.0)
+
+    def step(
+        self, model: Model, z: Tensor, mean: Tensor, eps: Tensor, t: Knot, s: Knot, history: History
+    ) -> tuple[Tensor, History]:
+        new, history = self.ancestral.step(model, z, mean, eps, t, s, history)
+        return new - self.guide.slope, history

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from suite.denoiser import Denoiser
@@ -9,28 +11,32 @@ from suite.linalg import conjugate_gradient
 from suite.measurement import Measurement
 from suite.noise import Noise
 from suite.posterior.base import Guided, GuidedDenoiser
-from suite.solver import Solver
 
 
-WARM = True
 class MMPS(Guided):
+    """`p(y | x_t) = N(A D, A V A^H + Sigma)` with Tweedie's covariance (Rozet et al. 2024, MMPS, eq. 14-18).
+
+        D_y = D + V A^H (A V A^H + Sigma)^-1 (y - A D),      V = Cov[x0 | x_t] = (sigma^2 / alpha) dD/dx_t
+
+    V is symmetric, so its products are the network's vector-Jacobian products, one for each iteration of the conjugate
+    gradients. These start from the solution of the step before: the system changes little from one to the next.
+
+    Exact for Gaussian data of any covariance. SPREAD
+
+    Args:
+        iterations: at most, at each step. The memory stays that of one; the time grows with it.
+        tolerance: relative residual at which they stop.
+    """
+
     name = "mmps"
     estimator = "sample"
     exact_for = ("white", "correlated")
-    steps = 50
+    steps = 20
     differentiates = True
-    solver = "dpmpp-2m"
+    default_solver = "dpmpp-3m"
 
-    def __init__(
-        self,
-        solver: str | Solver | None = None,
-        grid: str | None = None,
-        start: float = 1.0,
-        data_std: float | None = None,
-        iterations: int = 20,
-        tolerance: float = 1e-3,
-    ) -> None:
-        super().__init__(solver, grid, start, data_std)
+    def __init__(self, iterations: int = 100, tolerance: float = 1e-3, **guided: Any) -> None:
+        super().__init__(**guided)
         self.iterations, self.tolerance = iterations, tolerance
 
     def guide(self, prior: Denoiser, measurement: Measurement, noise: Noise) -> Denoiser:
@@ -40,21 +46,17 @@ class MMPS(Guided):
 class _MMPS(GuidedDenoiser):
     def __init__(self, prior: Denoiser, measurement: Measurement, method: MMPS) -> None:
         super().__init__(prior, measurement, method.data_std)
-        self.method = method
         self.operator, _ = measurement.whitened()
+        self.iterations, self.tolerance = method.iterations, method.tolerance
         self.last: Tensor | None = None
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         mean, covariance = self.tweedie(x, t, y)
-        A, noise = self.operator, self.measurement.noise_level
+        gap = -self.measurement.residual(mean)
 
         def evidence(u: Tensor) -> Tensor:
-            return A(covariance(A.H(u))) + noise**2 * u
+            return self.operator(covariance(self.operator.adjoint(u))) + self.measurement.noise_level**2 * u
 
-        gap = -self.measurement.residual(mean)
         start = self.last if self.last is not None and self.last.shape == gap.shape else None
-        u = conjugate_gradient(
-            evidence, gap, start, iterations=self.method.iterations, tolerance=self.method.tolerance
-        )
-        self.last = u if WARM else None
-        return mean + covariance(A.H(u))
+        self.last = conjugate_gradient(evidence, gap, start, iterations=self.iterations, tolerance=self.tolerance)
+        return mean + covariance(self.operator.adjoint(self.last))
