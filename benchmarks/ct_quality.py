@@ -80,7 +80,13 @@ def run(name: str, volume: Volume, methods: list[str], views: int, samples: int)
         seconds = (time.perf_counter() - start) / problem.slices
         hu = (1000 * (image / mu_water - 1))[:, 0].numpy()
         chi2 = misfit(problem, image) if chi2 is None else chi2
-        row: dict[str, Any] = {"subject": name, "method": word, "nfe": nfe, "seconds": seconds, "chi2": float(chi2.mean())}
+        row: dict[str, Any] = {
+            "subject": name,
+            "method": word,
+            "nfe": nfe,
+            "seconds": seconds,
+            "chi2": float(chi2.mean()),
+        }
         row |= {column: evaluate(hu, volume.data)["metrics"][column] for column in COLUMNS}
         if std is not None:
             from domains.ct.physics import body_mask
@@ -111,12 +117,28 @@ def main() -> None:
     for name, volume in subjects(options.data, options.slices).items():
         for row in run(name, volume, options.methods.split(","), options.views, options.samples):
             rows.append(row)
-            cells = [f"{row[c]:.3g}" if isinstance(row.get(c), float) and c in ("seconds", "chi2") else _cell(row.get(c)) for c in header]
+            cells = [
+                f"{row[c]:.3g}" if isinstance(row.get(c), float) and c in ("seconds", "chi2") else _cell(row.get(c))
+                for c in header
+            ]
             print("| " + " | ".join(cells) + " |", flush=True)
     for method in options.methods.split(","):
         chosen = [row for row in rows if row["method"] == method]
         means = {c: float(np.mean([row[c] for row in chosen])) for c in (*COLUMNS, "chi2", "seconds")}
-        print("| mean | " + " | ".join([method, str(chosen[0]["nfe"]), *(f"{means[c]:.3g}" if c in ("chi2", "seconds") else _cell(means[c]) for c in (*COLUMNS, "chi2", "seconds"))]) + " | |")
+        print(
+            "| mean | "
+            + " | ".join(
+                [
+                    method,
+                    str(chosen[0]["nfe"]),
+                    *(
+                        f"{means[c]:.3g}" if c in ("chi2", "seconds") else _cell(means[c])
+                        for c in (*COLUMNS, "chi2", "seconds")
+                    ),
+                ]
+            )
+            + " | |"
+        )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

@@ -43,5 +43,7 @@ class Noise:
         elif len(self.generators) == shape[0]:
             out = torch.stack([torch.randn(shape[1:], generator=g, dtype=real) for g in self.generators])
         else:
-            raise ValueError(f"a batch of {shape[0]} needs {shape[0]} generators, or one; there are {len(self.generators)}")
+            raise ValueError(
+                f"a batch of {shape[0]} needs {shape[0]} generators, or one; there are {len(self.generators)}"
+            )
         return (torch.view_as_complex(out) if like.is_complex() else out.to(like.dtype)).to(like.device)

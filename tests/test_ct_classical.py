@@ -1,4 +1,4 @@
-"""FBP, SIRT, CGLS, TV and the CG preconditioner of CT, against closed forms, dense algebra and optimality conditions."""
+"""FBP, SIRT, CGLS, TV and the preconditioner of CT, against closed forms, dense algebra and optimality conditions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from domains.ct.fbp import fbp, redundancy_weights, view_weights
 from domains.ct.geometry import Geometry, equal_angles, fan, parallel
-from domains.ct.physics import body_mask, hu_to_mu, log_data, mu_to_hu, photon_counts, simulate
+from domains.ct.physics import LogData, body_mask, hu_to_mu, log_data, log_weights, mu_to_hu, photon_counts, simulate
 from domains.ct.precondition import RampPreconditioner
 from domains.ct.projector import Projector
 from domains.ct.sirt import cgls, sirt
@@ -22,7 +22,7 @@ from domains.ct.tv import (
     tv_penalty,
 )
 from suite.errors import InputError
-from suite.linalg import conjugate_gradient
+from suite.linalg import TensorMap, conjugate_gradient
 
 MU = 0.02
 FAN = {"source_origin_mm": 300.0, "origin_detector_mm": 200.0}
@@ -73,11 +73,10 @@ def phantom(n: int = 64) -> torch.Tensor:
     return hu[None]
 
 
-def noisy(geometry: Geometry, volume: torch.Tensor, photons: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def noisy(geometry: Geometry, volume: torch.Tensor, photons: float, seed: int = 0) -> LogData:
     clean = simulate(volume, geometry.pixel_size_mm, geometry, photons=None)
     counts = photon_counts(clean, photons, 5.0, torch.Generator().manual_seed(seed))
-    data = log_data(counts, photons, 5.0)
-    return data.line_integrals, data.weights
+    return log_data(counts, photons, 5.0)
 
 
 def rms(image: torch.Tensor, volume: torch.Tensor) -> float:
@@ -168,9 +167,10 @@ def test_cgls_stops_at_the_noise() -> None:
     geometry = parallel(equal_angles(40), (64, 64), 4.0)
     y, w = noisy(geometry, phantom(), 1e5)
     op = Projector(geometry)
-    stopped, on = cgls(op, y, w, iterations=100), cgls(op, y, w, iterations=6)
-    assert float((w * (op(stopped) - y) ** 2).mean()) == pytest.approx(1, abs=0.05)
-    assert float((w * (op(on) - y) ** 2).mean()) > 1.05
+    misfit = [float((w * (op(cgls(op, y, w, iterations=n)) - y) ** 2).mean()) for n in range(0, 40)]
+    first = next(n for n, value in enumerate(misfit) if value <= 1)
+    assert first > 3
+    assert misfit[first:] == pytest.approx([misfit[first]] * len(misfit[first:]), rel=1e-4)
 
 
 def test_sirt_converges_on_consistent_data() -> None:
@@ -218,31 +218,29 @@ def test_tv_reaches_the_minimum() -> None:
     y, w = noisy(geometry, phantom(16), 1e4)
     w = level_weights(y, w)
     penalty = 100.0
+    pixels = torch.eye(256).reshape(256, 1, 16, 16)
+    matrix = op(pixels).flatten(1).double()
 
     def objective(x: torch.Tensor) -> torch.Tensor:
-        y_, w_ = y.double(), w.double()
-        return 0.5 * (w_ * (op(x) - y_) ** 2).flatten(1).sum(1) + penalty * total_variation(x)
+        misfit = (w.double().flatten() * (x.flatten(1) @ matrix - y.double().flatten()) ** 2).sum(1)
+        return 0.5 * misfit + penalty * total_variation(x)
 
-    best = tv(op, y, w, penalty=penalty, iterations=4000).double()
+    best = tv(op, y, w, penalty=penalty, iterations=2000).double()
     value = float(objective(best))
-    g = torch.Generator().manual_seed(0)
-    pixels = torch.eye(256, dtype=torch.float64).reshape(256, 1, 16, 16)
     blocks = torch.stack([torch.kron(torch.eye(16)[k].reshape(4, 4), torch.ones(4, 4)) for k in range(16)])[:, None]
-    others = torch.cat([hu_to_mu(phantom(16))[:, None].double(), fbp(geometry, y, "hann").clamp_min(0).double()]) - best
-    random = torch.randn(50, 1, 16, 16, generator=g, dtype=torch.float64)
-    for directions in (pixels, blocks.double(), others, random):
+    others = torch.cat([hu_to_mu(phantom(16))[:, None], fbp(geometry, y, "hann").clamp_min(0)]) - best
+    random = torch.randn(50, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    for directions in (pixels, blocks, others, random):
         unit = directions / torch.linalg.vector_norm(directions.flatten(1), dim=1).reshape(-1, 1, 1, 1)
         for step in (1e-4, -1e-4, 1e-3, -1e-3):
-            trial = (best + step * unit).clamp_min(0)
-            assert float(objective(trial).min()) > value * (1 - 1e-5)
-    fewer = tv(op, y, w, penalty=penalty).double()
-    assert float(objective(fewer)) < value * 1.02
+            assert float(objective((best + step * unit).clamp_min(0)).min()) > value * (1 - 1e-5)
+    assert float(objective(tv(op, y, w, penalty=penalty).double())) < value * 1.02
 
 
 def test_tv_recovers_a_piecewise_constant_image_from_few_views() -> None:
     geometry = parallel(equal_angles(20), (64, 64), 4.0)
     clean = simulate(phantom(), 4.0, geometry, photons=None)
-    image = tv(Projector(geometry), clean, torch.full_like(clean, 1e6), penalty=100.0, iterations=400)
+    image = tv(Projector(geometry), clean, log_weights(clean, 1e5), penalty=100.0, iterations=400)
     assert rms(image, phantom()) < 0.1 * rms(fbp(geometry, clean, "hann"), phantom())
 
 
@@ -308,14 +306,13 @@ def test_preconditioner_is_positive_and_saves_iterations(beam: str) -> None:
     assert float((a * inverse(a)).sum()) > 0
 
     rhs = op.H(w * y)
-    reference = conjugate_gradient(normal, rhs, iterations=400, tolerance=1e-6, preconditioner=inverse)
 
-    def error(preconditioner: object, iterations: int) -> float:
-        x = conjugate_gradient(normal, rhs, iterations=iterations, preconditioner=preconditioner)  # type: ignore[arg-type]
-        return float(torch.linalg.norm(x - reference) / torch.linalg.norm(reference))
+    def residual(preconditioner: TensorMap | None, iterations: int) -> float:
+        x = conjugate_gradient(normal, rhs, iterations=iterations, preconditioner=preconditioner)
+        return float(torch.linalg.norm(normal(x) - rhs) / torch.linalg.norm(rhs))
 
-    assert error(inverse, 8) < 0.5 * error(None, 8)
-    assert error(inverse, 8) < error(None, 16)
+    assert residual(inverse, 15) < 0.3 * residual(None, 15)
+    assert residual(inverse, 15) < residual(None, 30)
 
 
 def test_preconditioner_takes_a_shift_and_weights_for_each_item() -> None:

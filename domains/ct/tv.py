@@ -18,7 +18,7 @@ from suite.errors import InputError
 from suite.linalg import expand
 
 _RELAXATION = 1.8
-_STEP = 0.3  # primal step in units of the mean attenuation along the densest ray
+_STEP = 45.0  # primal against dual step: within a factor of 2 of the best from 1e4 to 1e6 photons, 15 to 120 views
 
 
 def tv(
@@ -97,8 +97,7 @@ def _primal_dual(projector: Projector, y: Tensor, root: Tensor, strength: Tensor
     lengths = projector(torch.ones_like(x[:1]))
     columns = projector.adjoint(root)
     a = expand(columns.flatten(1).mean(1) / 4, x)
-    densest = y.flatten(1).amax(1) / lengths.amax()
-    scale = expand(_STEP * densest.clamp_min(1e-6), x)
+    scale = expand(_STEP / (root * lengths).flatten(1).amax(1).clamp_min(1e-6), x)
     tau = scale / (columns + 4 * a)
     sigma_data = 1 / (scale * (root * lengths).clamp_min(1e-6))
     sigma_grad = 1 / (scale * 2 * a)

@@ -16,8 +16,7 @@ from suite.posterior.smc import SMC
 from suite.posterior.stsl import STSL
 
 METHODS: dict[str, type[PosteriorMethod]] = {
-    method.name: method
-    for method in (DAPS, DDNM, DDNMPlus, DDRM, DDS, DiffPIR, DPS, MMPS, PiGDM, REDDiff, SMC, STSL)
+    method.name: method for method in (DAPS, DDNM, DDNMPlus, DDRM, DDS, DiffPIR, DPS, MMPS, PiGDM, REDDiff, SMC, STSL)
 }
 """Every method by the name it has on the command line."""
 

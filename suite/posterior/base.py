@@ -158,7 +158,9 @@ class OwnStep(Guided):
     def __init__(self, **guided: Any) -> None:
         super().__init__(**guided)
         if self.solver is not None or not self.renoise:
-            raise InputError(f"the method {self.name} is a step of its own and takes no solver; use pigdm, mmps or dds with one")
+            raise InputError(
+                f"the method {self.name} is a step of its own and takes no solver; use pigdm, mmps or dds with one"
+            )
 
     def guide(self, prior: Denoiser, measurement: Measurement, noise: Noise) -> Denoiser:
         return prior
@@ -226,9 +228,7 @@ class GuidedDenoiser(Denoiser):
         return -residual.detach(), pull
 
 
-def differentiate(
-    prior: Denoiser, x: Tensor, t: Tensor, y: Tensor | None
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def differentiate(prior: Denoiser, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """`D(x_t)` and `v -> (dD/dx_t)^T v`, from one evaluation of the network."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()

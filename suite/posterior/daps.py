@@ -59,14 +59,14 @@ class DAPS(PosteriorMethod):
 
     name = "daps"
     estimator = "sample"
-    exact_for = ("white",)
-    steps = 50
+    exact_for = ("white", "correlated")
+    steps = 60
 
     def __init__(
         self,
         renoise: Renoise = "shared",
         data_std: float | None = None,
-        levels: tuple[float, float] = (2.0, 0.02),
+        levels: tuple[float, float] = (1.5, 0.02),
         iterations: int = 50,
         tolerance: float = 1e-4,
         langevin_steps: int = 100,
@@ -114,7 +114,9 @@ class DAPS(PosteriorMethod):
         """`x0 ~ N(mean, variance) N(y | A x0)`."""
         if not measurement.linear:
             return langevin(measurement, mean, variance, noise, self.langevin_steps)
-        return measurement.posterior_draw(mean, 1 / variance, noise, iterations=self.iterations, tolerance=self.tolerance)
+        return measurement.posterior_draw(
+            mean, 1 / variance, noise, iterations=self.iterations, tolerance=self.tolerance
+        )
 
 
 class _SharedNoise:

@@ -54,7 +54,9 @@ class _DDRMStep(Solver):
         try:
             self.svd = operator.svd()
         except InputError as error:
-            raise InputError(f"ddrm needs a singular value decomposition; use ddnm_plus or dds, which do not ({error})") from None
+            raise InputError(
+                f"ddrm needs a singular value decomposition; use ddnm_plus or dds, which do not ({error})"
+            ) from None
         self.eta, self.eta_b, self.kept = eta, eta_b, math.sqrt(1 - eta**2)
         s = self.svd.singular_values
         self.seen = s > 1e-6 * s.max()

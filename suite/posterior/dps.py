@@ -46,7 +46,9 @@ class DPS(Guided):
         if form not in ("annealed", "norm"):
             raise InputError(f"dps has the forms 'annealed' and 'norm', not {form!r}")
         if form == "norm" and self.solver is not None:
-            raise InputError("the norm form of dps is a step of its own and takes no solver; use form='annealed' with one")
+            raise InputError(
+                "the norm form of dps is a step of its own and takes no solver; use form='annealed' with one"
+            )
         self.strength, self.form = strength, form
 
     def guide(self, prior: Denoiser, measurement: Measurement, noise: Noise) -> Denoiser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -84,7 +85,7 @@ class SMC(PosteriorMethod):
         x = prior.process.start(cloud.draw(), cloud.y)
         mean = prior(x, knots[0], cloud.y)
         weight = cloud.weigh(mean, None, knots[0])
-        for number, (t, s) in enumerate(zip(knots, knots[1:], strict=False), 1):
+        for number, (t, s) in enumerate(pairwise(knots), 1):
             x, expected = cloud.move(x, mean, t, s)
             mean = prior(x, s, cloud.y)
             weight = weight + cloud.weigh(mean, expected, s)

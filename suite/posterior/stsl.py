@@ -17,17 +17,16 @@ from suite.posterior.base import Guided, GuidedDenoiser
 class STSL(Guided):
     """DPS with the second moment of x0 in the likelihood, in one Hutchinson probe (Rout et al. 2024, STSL).
 
-    By Jensen's inequality log p(y | x_t) is at least the mean of log p(y | x0) under p(x0 | x_t), which by Tweedie's formula
-    of second order is the surrogate
+    By Jensen's inequality log p(y | x_t) is at least the mean of log p(y | x0) under p(x0 | x_t), which by Tweedie's
+    formula of second order is the surrogate
 
-        l(x_t) = -(|W (y - A D)|^2 + tr(W A V A^H W^H)) / 2,      V = (sigma^2 / alpha) dD/dx_t,
-        D_y    = D + w (sigma^2 / alpha) dl/dx_t.
+        l(x_t) = -(|g|^2 + tr(B V B^H)) / 2,      g = W (y - A D),  B = W A,  V = (sigma^2 / alpha) dD/dx_t
+        D_y    = D + w (sigma^2 / alpha) dl/dx_t,      w = 1 / (1 + <g, B V B^H g> / |g|^2)
 
-    Taken from the paper are this bound, its new drift (the gradient of the trace) and its price: one random probe e,
-    `tr(W A V A^H W^H) ~ e^H W A V A^H W^H e`. Here the probe lives in the measurement, so the trace weighs what the operator
-    sees; and is differentiated exactly, by a second pass back through the one evaluation, where the paper takes a
-    difference of two. Left out is all that belongs to latent models, and the paper's inner iterations. The same trace sets
-    the scale: `w = 1 / (1 + tr(W A V A^H W^H) / m)` for m data, the mean variance of `W (y - A x0)` given x_t.
+    Taken from the paper are this bound, its new drift (the gradient of the trace) and its price, one random probe:
+    `tr(B V B^H) ~ e^T B V B^H e`. The probe lives in the measurement here, so that the trace weighs what the operator sees,
+    and is differentiated exactly, by going back twice through the one evaluation, where the paper takes a difference of
+    two. The weight w takes the place of the paper's tuned step sizes. Left out is all that belongs to latent models.
 
     A point estimate: exact for white Gaussian data under masks and Fourier masks only. SPREAD
 
@@ -61,18 +60,22 @@ class _STSL(GuidedDenoiser):
             x = x.detach().requires_grad_()
             mean = self.prior(x, t, y)
         gap, pull = self.misfit(mean.detach())
-        probe = self.signs(gap)
-        seen = self.operator.adjoint(probe)
+        seen = self.operator.adjoint(self.signs(gap))
+
+        def covariance(v: Tensor) -> Tensor:
+            (turned,) = torch.autograd.grad(mean, x, v, create_graph=True, allow_unused=True, materialize_grads=True)
+            return scale * turned + unseen * v
+
         with torch.enable_grad():
-            (turned,) = torch.autograd.grad(
-                mean, x, seen, create_graph=True, allow_unused=True, materialize_grads=True
-            )
-            trace = dot(scale * turned + unseen * seen, seen)
-            spread = trace.detach().clamp_min(0) / dot(probe, probe)
-            weight = 1 / (self.measurement.noise_level**2 + spread).clamp_min(torch.finfo(x.dtype).tiny)
-            surrogate = (weight * (dot(pull, mean) - self.second / 2 * trace)).sum()
-            (slope,) = torch.autograd.grad(surrogate, x, allow_unused=True, materialize_grads=True)
-        return mean.detach() + scale * slope + unseen * expand(weight, x) * pull
+            shift = covariance(pull).detach()
+            trace = dot(covariance(seen), seen).sum()
+            drift = torch.zeros_like(x)
+            if self.second and trace.requires_grad:
+                (drift,) = torch.autograd.grad(trace, x, allow_unused=True, materialize_grads=True)
+        tiny = torch.finfo(x.dtype).tiny
+        spread = (dot(shift, pull) / dot(gap, gap).clamp_min(tiny)).clamp_min(0)
+        weight = expand(1 / (self.measurement.noise_level**2 + spread).clamp_min(tiny), x)
+        return mean.detach() + weight * (shift - self.second / 2 * scale * drift)
 
     def signs(self, like: Tensor) -> Tensor:
         """+1 or -1 for every real datum that counts, 0 for the others."""
