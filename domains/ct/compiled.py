@@ -1,5 +1,8 @@
 """The projector on the CPU: matrix-free, compiled, parallel over rays (forward) or image rows (adjoint).
 
+No matrix is stored, because none would pay: torch's sparse product takes 2 to 3 times as long for one slice (128 x 128
+to 256 x 256, 30 to 60 views), about as long for many, and is ahead (by a quarter) only for stacks of 64 x 64.
+
 The kernels run without the GIL on a thread pool of torch's size. So there is no second OpenMP runtime beside torch's,
 and calls from several Python threads are safe.
 """

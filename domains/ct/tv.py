@@ -69,8 +69,8 @@ def statistical_weights(sinogram: Tensor) -> Tensor:
 def level_weights(sinogram: Tensor, weights: Tensor) -> Tensor:
     """Cap each item's weights at their median over the rays through the object.
 
-    Rays through little or no matter weigh up to a thousand times more than those through the body, which slows every
-    first-order method down and improves the image by less than 0.1 dB.
+    Rays through little or no matter weigh up to a thousand times more than those through the body. That slows every
+    first-order method down and adds nothing to the image (30 views, 1e5 photons, chest: 0.1 dB worse when converged).
     """
     through = (sinogram > 0.05 * sinogram.flatten(1).amax(1).reshape(-1, 1, 1, 1)) & (weights > 0)
     median = torch.where(through, weights, torch.nan).flatten(1).nanmedian(1).values

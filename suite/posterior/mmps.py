@@ -31,7 +31,7 @@ class MMPS(Guided):
     name = "mmps"
     estimator = "sample"
     exact_for = ("white", "correlated")
-    steps = 20
+    steps = 50
     differentiates = True
     default_solver = "dpmpp-3m"
 
