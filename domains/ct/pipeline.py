@@ -55,6 +55,8 @@ class ReconstructConfig(MainConfig):
         geometry: fills gaps of the scan file.
         dicom: write a DICOM series also when the scan carries no header.
         options: arguments of the method, e.g. `options.iterations=5`.
+        precision: of the network; `auto` is bfloat16 where the processor multiplies it natively, whose rounding (some HU)
+            varies with the batch.
         batch: slices (times samples) that go through the network together.
     """
 
@@ -64,6 +66,7 @@ class ReconstructConfig(MainConfig):
     geometry: GeometryConfig = GeometryConfig()
     dicom: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     batch: int = Field(default=16, ge=1)
 
 
@@ -211,7 +214,7 @@ def learned(
         identities: one for each slice; with the seed they decide its random numbers.
     """
     measurement = measurement_of(problem, prior, mu_water)
-    denoiser = prior.denoiser(clock=lambda: clock("network"))
+    denoiser = prior.denoiser(precision=config.precision, clock=lambda: clock("network"))
 
     def to_network(mu: Tensor) -> Tensor:
         return prior.to_network(mu_to_hu(mu, mu_water))
