@@ -142,6 +142,7 @@ class Guided(PosteriorMethod):
     ) -> Tensor:
         self.check(prior)
         guide = self.guide(prior, measurement, noise)
+        guide = guide if self.renoise else Quiet(guide)
         solver = self.stepper(guide, measurement) if self.renoise else DDIM()
         times = self.times(prior, solver.steps_for(self.steps if steps is None else steps))
         eps = noise.normal(like) if self.renoise else torch.zeros_like(like)
@@ -149,7 +150,26 @@ class Guided(PosteriorMethod):
             x = prior.process.start(eps, y, float(times[0]))
         else:
             x = prior.process.marginal(self.init.expand_as(like), times[:1].reshape((1,) * like.ndim), eps, y)
-        return sample(guide if self.renoise else Quiet(guide), solver, times, x, y=y, noise=noise, callback=callback)
+        if self.estimator == "point" or len(times) == 2:
+            return sample(guide, solver, times, x, y=y, noise=noise, callback=callback)
+        x = sample(guide, solver, times[:-1], x, y=y, noise=noise, callback=callback)
+        x = self.last_draw(prior, measurement, x, times[-2].reshape((1,) * like.ndim).to(like.device), noise, y)
+        if callback is not None:
+            callback(len(times) - 1, x, x)
+        return x
+
+    def last_draw(
+        self, prior: Denoiser, measurement: Measurement, x: Tensor, t: Tensor, noise: Noise, y: Tensor | None
+    ) -> Tensor:
+        """`x0 ~ N(D, r_t^2) N(y | A x0)`, the end of a sampler: the mean would lack the spread left at the last level.
+
+        Some processes stop at a level above the noise of the data, and there this spread counts. That it is white is true
+        of levels below the prior's own finest scale.
+        """
+        with torch.no_grad():
+            mean = prior(x, t, y)
+        precision = 1 / error_variance(prior.process, t, prior_std(prior, self.data_std)).clamp_min(1e-12)
+        return measurement.posterior_draw(mean, precision.to(x.dtype), noise, iterations=100, tolerance=1e-4)
 
 
 class OwnStep(Guided):

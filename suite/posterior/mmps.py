@@ -31,7 +31,7 @@ class MMPS(Guided):
     name = "mmps"
     estimator = "sample"
     exact_for = ("white", "correlated")
-    steps = 50
+    steps = 20
     differentiates = True
     default_solver = "dpmpp-3m"
 
