@@ -15,6 +15,7 @@ WINDOWS: dict[str, tuple[float, float]] = {"soft": (400, 40), "lung": (1500, -60
 """Display windows as (width, level) in HU."""
 
 FULL_RANGE = (-1024.0, 3071.0)
+ROUNDING = float(np.finfo(np.float32).eps)
 
 
 def window_range(name: str) -> tuple[float, float]:
@@ -26,10 +27,14 @@ def window_range(name: str) -> tuple[float, float]:
 def psnr(
     x: NDArray[np.float32], reference: NDArray[np.float32], mask: NDArray[np.bool_], low: float, high: float
 ) -> float:
-    """Peak signal-to-noise ratio in dB of values clipped to `[low, high]`, over the pixels of the mask."""
+    """Peak signal-to-noise ratio in dB of values clipped to `[low, high]`, over the pixels of the mask.
+
+    Errors count as at least the rounding of single precision: images that agree have 138.5 dB and not infinity, which JSON
+    does not know and which would swallow the other slices in a mean.
+    """
     error = (x.clip(low, high) - reference.clip(low, high))[mask]
-    mse = float(np.mean(np.square(error, dtype=np.float64)))
-    return float("inf") if mse == 0 else float(10 * np.log10((high - low) ** 2 / mse))
+    mse = float(np.mean(np.square(error, dtype=np.float64))) / (high - low) ** 2
+    return float(-10 * np.log10(max(mse, ROUNDING**2)))
 
 
 def ssim(

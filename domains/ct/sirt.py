@@ -1,6 +1,6 @@
 """Iterative least squares: SIRT and CGLS. Both work on a batch, every slice with its own steps.
 
-Their regularisation is the number of iterations: noise grows with it.
+Their regularisation is the number of iterations: noise grows with it. A cone-beam scan is an item of its own.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from domains.ct.cone import ConeProjector
 from domains.ct.projector import Projector
 from suite.linalg import dot, expand
 
 
 def sirt(
-    projector: Projector,
+    projector: Projector | ConeProjector,
     sinogram: Tensor,
     weights: Tensor | None = None,
     *,
@@ -32,7 +33,7 @@ def sirt(
         iterations: applications of `A` and `A^T`.
         start: first image (default zero).
     """
-    lengths = projector(sinogram.new_ones(1, 1, *projector.geometry.image_shape))
+    lengths = projector(torch.ones_like(projector.adjoint(sinogram[:1, :1])))
     v = torch.where(lengths > 0, 1 / lengths, 0.0) if weights is None else weights
     v = v.expand_as(sinogram)
     step = projector.adjoint(v * lengths)
@@ -44,7 +45,7 @@ def sirt(
 
 
 def cgls(
-    projector: Projector,
+    projector: Projector | ConeProjector,
     sinogram: Tensor,
     weights: Tensor | None = None,
     *,
@@ -65,7 +66,7 @@ def cgls(
         start: first image (default zero).
     """
     root = torch.ones_like(sinogram) if weights is None else weights.expand_as(sinogram).sqrt()
-    x = sinogram.new_zeros(*sinogram.shape[:2], *projector.geometry.image_shape) if start is None else start
+    x = torch.zeros_like(projector.adjoint(sinogram)) if start is None else start
     r = root * (sinogram - projector(x))
     limit = (root > 0).flatten(1).sum(1) if weights is not None else r.new_zeros(len(r))
     s = projector.adjoint(root * r)

@@ -80,16 +80,24 @@ def level_weights(sinogram: Tensor, weights: Tensor) -> Tensor:
 def tv_penalty(projector: Projector, sinogram: Tensor, weights: Tensor) -> Tensor:
     """A penalty for each item `(B,)`, in mm, from the noise alone.
 
-    The gradient of the misfit has, at a pixel, noise of standard deviation `d = sqrt((A^T W A)_jj)`, about
-    `sqrt(p (A^T w)_j)` for the pixel size p; a penalty that balances it is a share of d, smaller where the noise is lower and
-    d larger: `lambda = 0.6 d (mu d / 10)^(-1/3)` with the attenuation mu of water and the median of d over the object.
-    The two numbers were fitted to real slices at 15 to 180 views and 1e4 to 1e6 photons (benchmarks/tv_penalty.py).
+    The gradient of the misfit has, at a pixel, noise of standard deviation d (`pixel_information`); a penalty that balances
+    it is a share of d, smaller where the noise is lower and d larger: `lambda = 0.6 d (mu d / 10)^(-1/3)` with the attenuation
+    mu of water. The two numbers were fitted to real slices at 15 to 180 views and 1e4 to 1e6 photons (benchmarks/tv_penalty.py).
+    """
+    noise = pixel_information(projector, sinogram, weights)
+    return 0.6 * noise * (MU_WATER_PER_MM * noise / 10).clamp_min(1e-3) ** (-1 / 3)
+
+
+def pixel_information(projector: Projector, sinogram: Tensor, weights: Tensor) -> Tensor:
+    """`d = sqrt((A^T W A)_jj)` at a usual pixel j of the object, in mm, one for each item `(B,)`.
+
+    1/d is the standard deviation, in 1/mm, of one pixel were all others known. Taken as `sqrt(p (A^T w)_j)` for the pixel
+    size p and the median over the pixels that all rays cross inside the object.
     """
     through = projector.adjoint((sinogram > 0.05 * sinogram.flatten(1).amax(1).reshape(-1, 1, 1, 1)).to(weights.dtype))
     inside = through >= 0.999 * through.flatten(1).amax(1).reshape(-1, 1, 1, 1)
     density = torch.where(inside, projector.adjoint(weights), torch.nan).flatten(1).nanmedian(1).values
-    noise = (projector.geometry.pixel_size_mm * torch.nan_to_num(density)).sqrt()
-    return 0.6 * noise * (MU_WATER_PER_MM * noise / 10).clamp_min(1e-3) ** (-1 / 3)
+    return (projector.geometry.pixel_size_mm * torch.nan_to_num(density)).sqrt()
 
 
 def _primal_dual(projector: Projector, y: Tensor, root: Tensor, strength: Tensor, x: Tensor, iterations: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from domains.ct.metrics import WINDOWS
 from domains.ct.metrics import evaluate as evaluate_images
 from domains.ct.pipeline import (
     CLASSICAL,
+    KNOWN,
     ReconstructConfig,
     Reconstruction,
     choose_method,
@@ -30,11 +32,11 @@ from domains.ct.pipeline import (
 )
 from domains.ct.problem import Problem, pose
 from domains.ct.simulation import SimulationConfig, resized, scan_of
+from domains.ct.volume import reconstruct_volume
 from suite import __version__
 from suite.config import load_config
 from suite.errors import InputError
 from suite.options import MainOptions
-from suite.posterior import METHODS
 from suite.prior import Prior
 from suite.progress import progress
 from suite.records import emit
@@ -126,7 +128,7 @@ def _reconstruct(
     data = type(problem.data)(*(v.to(device) for v in problem.data))
     problem = replace(problem, data=data)
     mu_water = problem.scan.mu_water_per_mm
-    size = max(1, config.batch)
+    size = problem.slices if method == "mbir" else max(1, config.batch)
     pieces: list[dict[str, NDArray[Any]]] = []
     level = 0.0 if prior is None else _water_level(run, problem)
     with progress("Reconstructing", problem.slices, quiet=quiet) as update:
@@ -137,7 +139,7 @@ def _reconstruct(
             def compute(chunk: Problem = chunk, rows: slice = rows) -> dict[str, NDArray[Any]]:
                 with run.clock("operator"):
                     identities = [f"{digest} {k}" for k in range(rows.start, rows.stop)]
-                    return _batch(run, chunk, method, prior, level, config, identities)
+                    return _batch(run, chunk, method, prior, level, config, identities, update)
 
             pieces.append(run.piece(f"slices-{rows.start}-{rows.stop}", compute))
             update(rows.stop)
@@ -150,7 +152,7 @@ def _reconstruct(
     result = Reconstruction(joined("image"), joined("reference"), std, joined("chi2"), evaluations)
     run.nfe = evaluations
     run.misfit_chi2 = float(result.chi2.mean())
-    run.estimator = "mean" if config.samples > 1 else "point" if prior is None else METHODS[method].estimator
+    run.estimator = "mean" if config.samples > 1 else "point" if prior is None else KNOWN[method].estimator
     return result, mu_water
 
 
@@ -174,13 +176,15 @@ def _batch(
     level: float,
     config: ReconstructConfig,
     identities: list[str],
+    update: Callable[..., None],
 ) -> dict[str, NDArray[Any]]:
-    reference = classical("fbp" if prior is None else "tv", chunk)
     if prior is None:
         image = classical(method, chunk)
-        out = Reconstruction(image, reference, None, misfit(chunk, image), 0)
+        out = Reconstruction(image, classical("fbp", chunk), None, misfit(chunk, image), 0)
+    elif method == "mbir":
+        out = reconstruct_volume(chunk, prior, level, config, identities, run.clock, update)
     else:
-        out = learned(method, chunk, reference, prior, level, config, identities, run.clock)
+        out = learned(method, chunk, classical("tv", chunk), prior, level, config, identities, run.clock)
     arrays = {
         "image": finite(out.image),
         "reference": finite(out.reference),

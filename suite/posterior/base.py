@@ -15,8 +15,9 @@ from suite.errors import InputError
 from suite.grid import time_grid
 from suite.measurement import Measurement
 from suite.noise import Noise
+from suite.posterior.splitting import falling_levels, split
 from suite.process import Process
-from suite.solver import DDIM, SOLVERS, Callback, Knot, Solver, sample
+from suite.solver import SOLVERS, Callback, Knot, Solver, sample
 
 
 class PosteriorMethod(ABC):
@@ -81,10 +82,11 @@ class Guided(PosteriorMethod):
         start: time to start from (default: where the noise level is the first of `levels`).
         data_std: standard deviation s of the prior's data (default: the prior's own `data_std`, or 1).
         init: estimate of the signal to start from, at the noise level of `start` (default: the process's own start).
-        renoise: False leaves all noise out of the state, so that the method becomes plug-and-play half-quadratic splitting
-            with the noise level as its continuation parameter (Zhang et al. 2021, DPIR): a point estimate of less error.
+        renoise: False leaves all noise out of the state: half-quadratic splitting (`suite.posterior.splitting`), a point
+            estimate of less error, from `init` (else from 0), with its own grid and no solver.
         finest: noise level sigma/alpha of the last evaluation, in the grids `logsnr` and `karras` (default: the second
-            of `levels`).
+            of `levels`); without noise in the state also one for each item `(B,)`.
+        momentum: extrapolation of the splitting, 0 to 1.
 
     Attributes:
         levels: first and last noise level q = sigma/alpha, over s.
@@ -102,14 +104,20 @@ class Guided(PosteriorMethod):
         data_std: float | None = None,
         init: Tensor | None = None,
         renoise: bool = True,
-        finest: float | None = None,
+        finest: float | Tensor | None = None,
+        momentum: float = 0.0,
     ) -> None:
         if isinstance(solver, str) and solver not in SOLVERS:
             raise InputError(f"there is no solver named {solver!r}; choose one of {', '.join(SOLVERS)}")
         if data_std is not None and not data_std > 0:
             raise InputError(f"the standard deviation of the prior's data must be positive, not {data_std}")
+        if renoise and isinstance(finest, Tensor) and finest.numel() > 1:
+            raise InputError("a finest level for each item is for renoise=False; with noise in the state give one number")
         self.solver, self.grid = solver, grid or type(self).grid
+        if not 0 <= momentum < 1 or (momentum and renoise):
+            raise InputError(f"momentum is {momentum}; it lies in [0, 1) and is for renoise=False")
         self.start, self.data_std, self.init, self.renoise, self.finest = start, data_std, init, renoise, finest
+        self.momentum = momentum
 
     @abstractmethod
     def guide(self, prior: Denoiser, measurement: Measurement, noise: Noise) -> Denoiser:
@@ -123,7 +131,7 @@ class Guided(PosteriorMethod):
     def times(self, prior: Denoiser, intervals: int) -> Tensor:
         """The time grid of a run."""
         first, last = (level * prior_std(prior, self.data_std) for level in self.levels)
-        span = (-math.log(first), -math.log(last if self.finest is None else self.finest))
+        span = (-math.log(first), -math.log(last if self.finest is None else float(self.finest)))
         start = self.start
         if start is None:
             start = float(prior.process.time_of_log_snr(torch.tensor(span[0])))
@@ -142,10 +150,12 @@ class Guided(PosteriorMethod):
     ) -> Tensor:
         self.check(prior)
         guide = self.guide(prior, measurement, noise)
-        guide = guide if self.renoise else Quiet(guide)
-        solver = self.stepper(guide, measurement) if self.renoise else DDIM()
-        times = self.times(prior, solver.steps_for(self.steps if steps is None else steps))
-        eps = noise.normal(like) if self.renoise else torch.zeros_like(like)
+        steps = self.steps if steps is None else steps
+        if not self.renoise:
+            return self.split(guide, prior, like, steps, y, callback)
+        solver = self.stepper(guide, measurement)
+        times = self.times(prior, solver.steps_for(steps))
+        eps = noise.normal(like)
         if self.init is None:
             x = prior.process.start(eps, y, float(times[0]))
         else:
@@ -157,6 +167,17 @@ class Guided(PosteriorMethod):
         if callback is not None:
             callback(len(times) - 1, x, x)
         return x
+
+    def split(
+        self, guide: Denoiser, prior: Denoiser, like: Tensor, steps: int, y: Tensor | None, callback: Callback | None
+    ) -> Tensor:
+        """A run with no noise in the state."""
+        first, last = (level * prior_std(prior, self.data_std) for level in self.levels)
+        if self.start is not None:
+            first = float(torch.exp(-prior.process.log_snr(torch.tensor(self.start, dtype=torch.float64))))
+        levels = falling_levels(first, last if self.finest is None else self.finest, steps, like)
+        init = torch.zeros_like(like) if self.init is None else self.init.expand_as(like)
+        return split(guide, levels, init, momentum=self.momentum, y=y, callback=callback)
 
     def last_draw(
         self, prior: Denoiser, measurement: Measurement, x: Tensor, t: Tensor, noise: Noise, y: Tensor | None
@@ -189,21 +210,6 @@ class OwnStep(Guided):
 def all_fresh(t: Knot, s: Knot) -> Tensor:
     """`v = sigma_s` for `DDIM`: with eta, the noise that DDS, DDNM and DiffPIR inject."""
     return s.sigma
-
-
-class Quiet(Denoiser):
-    """A denoiser whose steps keep the mean alone: eps = 0."""
-
-    def __init__(self, inner: Denoiser) -> None:
-        super().__init__(inner.process)
-        self.inner = inner
-
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.inner(x, t, y)
-
-    def predict(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        mean = self.inner(x, t, y)
-        return mean, torch.zeros_like(mean)
 
 
 class GuidedDenoiser(Denoiser):

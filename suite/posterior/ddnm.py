@@ -23,7 +23,8 @@ class DDNM(Guided):
     """The range of `A^H` from the data, its null space from the prior (Wang et al. 2023, eq. 12): `D^ = D - A^+ (A D - y)`.
 
     The noise is not modelled: the data are met exactly, as far as so many conjugate-gradient iterations go (masks and
-    Fourier masks need one), which is the only regularisation; `ddnm_plus` knows the noise. A point estimate. SPREAD
+    Fourier masks need one), which is the only regularisation; `ddnm_plus` knows the noise. A point estimate: on the problems
+    of `diffsuite verify`, all noisy, its std ratios are 0.00 to 0.47, see docs/verify.md.
 
     Args:
         eta: share of fresh noise, of std `eta sigma_s` as in the authors' code; with a solver of its own choice it is not used.
@@ -64,7 +65,8 @@ class DDNMPlus(OwnStep):
         x_s = alpha_s D^ + g (sqrt(1 - eta^2) eps + eta xi),      g^2 = max(0, sigma_s^2 - (alpha_s lambda / s)^2)
 
     and g = sigma_s where s = 0. These functions of `A^H W^H W A` are exact where the operator has an SVD, else by Lanczos'
-    method: it works without a matrix. A point estimate. SPREAD
+    method: it works without a matrix. A point estimate: on the problems of `diffsuite verify` its std ratios are 0.25 to
+    0.70, see docs/verify.md.
 
     Args:
         eta: share of fresh noise.

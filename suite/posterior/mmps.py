@@ -21,7 +21,9 @@ class MMPS(Guided):
     V is symmetric, so its products are the network's vector-Jacobian products, one for each iteration of the conjugate
     gradients. These start from the solution of the step before: the system changes little from one to the next.
 
-    Exact for Gaussian data of any covariance. SPREAD
+    Exact for Gaussian data of any covariance: there its std ratios in `diffsuite verify` are 1.00 to 1.01. For mixtures, where
+    x0 given x_t is no Gaussian, they are 1.01 to 1.06 and its means up to 0.16 posterior standard deviations off, see
+    docs/verify.md.
 
     Args:
         iterations: at most, at each step. The memory stays that of one; the time grows with it.

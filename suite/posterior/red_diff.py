@@ -13,7 +13,7 @@ from suite.grid import time_grid
 from suite.linalg import dot, expand
 from suite.measurement import Measurement
 from suite.noise import Noise
-from suite.posterior.base import PosteriorMethod, error_variance
+from suite.posterior.base import PosteriorMethod, error_variance, prior_std
 from suite.solver import Callback
 
 
@@ -32,14 +32,15 @@ class REDDiff(PosteriorMethod):
     D carries a part of eps along, which says nothing about mu and would drown the gradient at the clean end; its projection
     on eps is taken off D.
 
-    The estimate is a point: its spread is that of the optimiser, not an uncertainty.
+    A point estimate, whose spread is that of the optimiser: on the problems of `diffsuite verify` its std ratios are 0.02 to
+    0.38, see docs/verify.md.
 
     Args:
         weight: lambda.
         data_std: standard deviation s of the prior's data (default: the prior's own `data_std`, or 1).
         rate: Adam's first step over s; it falls to 0 along half a cosine.
         momenta: Adam's decay rates.
-        levels: first and last noise level q = sigma/alpha, over s.
+        levels: first and last noise level q = sigma/alpha, over s; the start of the process stands in for the first.
     """
 
     name = "red_diff"
@@ -72,7 +73,7 @@ class REDDiff(PosteriorMethod):
         if measurement.noise_level == 0:
             raise InputError("red_diff weighs the data by their noise and this measurement has none; use ddnm or dds")
         process = prior.process
-        std = float(getattr(prior, "data_std", 1.0)) if self.data_std is None else self.data_std
+        std = prior_std(prior, self.data_std)
         first, last = (-math.log(q * std) for q in self.levels)
         times = time_grid(process, steps or self.steps, "logsnr", log_snr_range=(first, last))[:-1]
         t, *later = (time.reshape((1,) * like.ndim).to(like.device) for time in times)
