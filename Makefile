@@ -27,7 +27,7 @@ format: $(STAMP)
 
 # Needs the packages it compares with: .venv/bin/pip install -c constraints.txt -e '.[bench]'
 bench: $(STAMP)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 # torch first and through the constraints, so that no later package brings another build of it.
 $(STAMP): pyproject.toml constraints.txt

@@ -1,6 +1,6 @@
 """Speed of the CT projector beside deepinv's `Tomography`, ASTRA's CPU projector and scikit-image, in one run.
 
-    python benchmarks/projector_speed.py [--size 512] [--views 360] [--slices 16] [--repeats 3] [--threads N]
+    python benchmarks/projector_speed.py [--size 512] [--views 360] [--slices 16] [--repeats 3] [--threads 2]
                                          [--json FILE]
 
 Parallel beam over 180 degrees, a detector as wide as the image's diagonal, float32. Times are per slice, medians of
@@ -59,10 +59,11 @@ class Deepinv:
     name, matched = "deepinv Tomography", True
 
     def __init__(self, size: int, angles: Array, bins: int) -> None:
-        _declare_torchvision_operators()
+        import _deepinv  # noqa: F401  (makes deepinv importable)
         from deepinv.physics import Tomography
 
-        self.operator = Tomography(torch.from_numpy(angles).float(), size, parallel_computation=False, normalize=False)
+        # all views at once, its default: on a CPU too the faster of its two ways, for some 3 GB
+        self.operator = Tomography(torch.from_numpy(angles).float(), size, normalize=False)
 
     def forward(self, images: Array) -> Array:
         with torch.no_grad():  # it returns (S, 1, bins, views)
@@ -115,20 +116,6 @@ class ScikitImage:
         return np.stack(list(back))
 
 
-def _declare_torchvision_operators() -> None:
-    """deepinv imports torchvision, whose wheels for the CPU build of torch may lack these two operators."""
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _LIBRARIES.append(library)
-
-
-_LIBRARIES: list[Any] = []  # a torch library lives as long as its object
-
-
 def timed(call: Any, argument: Array) -> tuple[Array, float, float]:
     gc.collect()
     cpu, wall = time.process_time(), time.perf_counter()
@@ -136,28 +123,38 @@ def timed(call: Any, argument: Array) -> tuple[Array, float, float]:
     return result, time.process_time() - cpu, time.perf_counter() - wall
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    angles = equal_angles(args.views)
-    bins = parallel(angles, (args.size, args.size)).n_bins
-    rng = np.random.default_rng(0)
-    images = rng.random((args.slices, args.size, args.size), dtype=np.float32)
-    sinograms = rng.random((args.slices, args.views, bins), dtype=np.float32)
-    candidates: list[tuple[Candidate, int, float]] = []
+Entry = tuple[Candidate, int, float]  # with the slices it gets and its build time in s
+
+
+def installed(args: argparse.Namespace, angles: Array, bins: int) -> tuple[list[Entry], list[str]]:
+    """The projectors that are here, ours first, and a sentence for each that is not."""
+    kinds: list[type[Any]] = [Ours, Astra, Deepinv, ScikitImage]
+    entries: list[Entry] = []
     skipped = []
-    for kind in (Ours, Astra, Deepinv, ScikitImage):
+    for kind in kinds:
         start = time.perf_counter()
         try:
             candidate = kind(args.size, angles, bins)
         except ImportError as error:
             skipped.append(f"{kind.name} is left out: {error}.")
-            continue
-        candidates.append((candidate, args.slices if kind is Ours else args.peer_slices, time.perf_counter() - start))
-    times: dict[str, list[tuple[float, ...]]] = {c.name: [] for c, _, _ in candidates}
+        else:
+            count = args.slices if kind is Ours else args.peer_slices
+            entries.append((candidate, count, time.perf_counter() - start))
+    return entries, skipped
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Rows of medians per slice, in seconds, and the ratios to the first."""
+    angles = equal_angles(args.views)
+    bins = parallel(angles, (args.size, args.size)).n_bins
+    rng = np.random.default_rng(0)
+    images = rng.random((args.slices, args.size, args.size), dtype=np.float32)
+    sinograms = rng.random((args.slices, args.views, bins), dtype=np.float32)
+    entries, skipped = installed(args, angles, bins)
+    times: dict[str, list[tuple[float, ...]]] = {candidate.name: [] for candidate, _, _ in entries}
     gaps: dict[str, float | None] = {}
     for repeat in range(args.repeats + 1):  # the first round warms up
-        for candidate, count, _ in candidates:
-            if repeat == 0 and candidate.name != Ours.name:
-                count = 1
+        for candidate, count, _ in entries:
             x, y = images[:count], sinograms[:count]
             ax, *forward = timed(candidate.forward, x)
             aty, *adjoint = timed(candidate.adjoint, y)
@@ -165,18 +162,21 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 gaps[candidate.name] = adjoint_gap(x, y, ax, aty) if candidate.matched else None
             else:
                 times[candidate.name].append(tuple(t / count for t in (*forward, *adjoint)))
-    rows = []
-    for candidate, count, build in candidates:
+    rows: list[dict[str, Any]] = []
+    keys = ("forward_cpu_s", "forward_wall_s", "adjoint_cpu_s", "adjoint_wall_s")
+    for candidate, count, build in entries:
         medians = [statistics.median(column) for column in zip(*times[candidate.name], strict=True)]
-        rows.append({
-            "name": candidate.name, "slices": count, "build_s": build, "forward_cpu_s": medians[0],
-            "forward_wall_s": medians[1], "adjoint_cpu_s": medians[2], "adjoint_wall_s": medians[3],
+        row: dict[str, Any] = {
+            "name": candidate.name,
+            "slices": count,
+            "build_s": build,
             "adjoint_error": gaps[candidate.name],
-        })  # fmt: skip
+        }
+        rows.append(row | dict(zip(keys, medians, strict=True)))
     for row in rows:
-        for kind in ("cpu", "wall"):
-            both = [r[f"forward_{kind}_s"] + r[f"adjoint_{kind}_s"] for r in (row, rows[0])]
-            row[f"ratio_{kind}"] = both[0] / both[1]
+        for clock in ("cpu", "wall"):
+            both = [r[f"forward_{clock}_s"] + r[f"adjoint_{clock}_s"] for r in (row, rows[0])]
+            row[f"ratio_{clock}"] = both[0] / both[1]
     settings = {k: v for k, v in vars(args).items() if k != "json"}
     settings |= {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
     return {"rows": rows, "settings": settings, "skipped": skipped}
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=16)
     parser.add_argument("--peer-slices", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -37,13 +37,20 @@ WEIGHTS = Path(__file__).parent / "weights"
 SHIPPED = WEIGHTS / "ct-axial.safetensors"
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "dds": {"warm_start": 0.15, "renoise": False, "momentum": 0.75, "iterations": 5},
+    "dds": {"warm_start": 0.15, "renoise": False, "momentum": 0.75, "iterations": 5, "tolerance": 0.01},
     "diffpir": {"warm_start": 0.3},
     "ddnm": {"warm_start": 0.3},
+    "dps": {"warm_start": 0.3},
+    "pigdm": {"warm_start": 0.3},
+    "mmps": {"warm_start": 0.3, "iterations": 3},
     "daps": {"iterations": 10},
 }
 SETTINGS["mbir"] = SETTINGS["dds"] | {"coupling": 0.2}
-"""What CT prefers to a method's own defaults; `warm_start`: the noise level, in units of 1000 HU, to start from TV."""
+"""What CT prefers to a method's own defaults; `warm_start`: the noise level, in units of 1000 HU, to start from TV.
+
+From higher levels the gradients of a trained network lead pigdm and mmps astray, and so do more iterations of mmps, whose
+covariance is then no longer symmetric.
+"""
 
 STEPS = {"daps": 20}
 """Evaluations per sample where CT needs fewer than the method advertises on the closed-form problems (docs/benchmarks.md)."""

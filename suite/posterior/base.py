@@ -112,7 +112,9 @@ class Guided(PosteriorMethod):
         if data_std is not None and not data_std > 0:
             raise InputError(f"the standard deviation of the prior's data must be positive, not {data_std}")
         if renoise and isinstance(finest, Tensor) and finest.numel() > 1:
-            raise InputError("a finest level for each item is for renoise=False; with noise in the state give one number")
+            raise InputError(
+                "a finest level for each item is for renoise=False; with noise in the state give one number"
+            )
         self.solver, self.grid = solver, grid or type(self).grid
         if not 0 <= momentum < 1 or (momentum and renoise):
             raise InputError(f"momentum is {momentum}; it lies in [0, 1) and is for renoise=False")

@@ -60,7 +60,9 @@ class DDS(Guided):
         if self.gamma is not None:
             return self.gamma + 0 * variance
         strength = self.strength
-        return variance * (strength.reshape(-1, *(1,) * (variance.ndim - 1)) if isinstance(strength, Tensor) else strength)
+        return variance * (
+            strength.reshape(-1, *(1,) * (variance.ndim - 1)) if isinstance(strength, Tensor) else strength
+        )
 
     def stepper(self, guide: Denoiser, measurement: Measurement) -> Solver:
         return DDIM(self.eta, all_fresh) if self.solver is None else super().stepper(guide, measurement)

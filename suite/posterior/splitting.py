@@ -16,7 +16,11 @@ def falling_levels(first: float, last: float | Tensor, steps: int, like: Tensor)
 
     `last` is a number, or one for each item; where it exceeds `first`, the level stays at `first`.
     """
-    end = torch.as_tensor(last, dtype=torch.float64, device=like.device).clamp(max=first).reshape(-1, *(1,) * (like.ndim - 1))
+    end = (
+        torch.as_tensor(last, dtype=torch.float64, device=like.device)
+        .clamp(max=first)
+        .reshape(-1, *(1,) * (like.ndim - 1))
+    )
     share = torch.linspace(0, 1, steps, dtype=torch.float64, device=like.device) if steps > 1 else end.new_ones(1)
     share = share.reshape(-1, *(1,) * like.ndim)
     return torch.exp((1 - share) * math.log(first) + share * end.log())

@@ -1,0 +1,123 @@
+"""What a reconstruction leaves: NIfTI images with a JSON sidecar, DICOM series, and the page of pictures."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from domains.mri.data import write_nifti
+from domains.mri.dicom_write import Derivation, write_series
+from domains.mri.pipeline import Reconstruction
+from domains.mri.problem import Problem, to_numpy
+from suite import __version__
+from suite.prior import Prior
+from suite.records import write_json
+from suite.report import Figure, Report, Stack
+from suite.run import Run
+
+GOOD_CHI2 = 1.3
+"""Above this the image does not explain the data within their noise."""
+
+
+def write_outputs(run: Run, problem: Problem, result: Reconstruction, prior: Prior | None, *, dicom: bool) -> None:
+    """`magnitude`, `phase`, `reference`, with samples `std` (NIfTI), `magnitude.json`, and with `dicom` the series."""
+    images = {
+        "magnitude": result.image.abs(),
+        "phase": result.image.angle(),
+        "reference": result.reference.abs(),
+    }
+    if result.std is not None:
+        images["std"] = result.std
+    volumes = {name: problem.volume(torch.from_numpy(to_numpy(values))) for name, values in images.items()}
+    for name, volume in volumes.items():
+        write_nifti(volume, run.output(f"{name}.nii.gz"))
+    write_json(sidecar(run, problem, prior), run.output("magnitude.json"))
+    if not dicom:
+        return
+    label = f"DIFFSUITE {run.method} R{problem.acceleration:.1f}"
+    text = (
+        f"diffsuite {__version__} {run.method}, {run.nfe} evaluations, seed {run.seed}, acceleration "
+        f"{problem.acceleration:.2f}, misfit chi-square {run.misfit_chi2 or 0:.2f}"
+    )
+    model = "" if prior is None else f"{prior.card.name} {prior.sha256[:16]}"
+    for name, part in (("magnitude", "M"), ("phase", "P"), ("std", "STD")):
+        if name in volumes:
+            said = f"{label} {name} NOT FOR PRIMARY DIAGNOSIS"[:64]
+            write_series(volumes[name], run.output(f"dicom/{name}"), Derivation(said, text, __version__, model, part))
+
+
+def sidecar(run: Run, problem: Problem, prior: Prior | None) -> dict[str, Any]:
+    """A BIDS sidecar: how the image was made, in BIDS's names where it has one."""
+    return {
+        "Modality": "MR",
+        "ImageType": ["DERIVED", "PRIMARY", "M", "DIFFSUITE"],
+        "DeepLearning": prior is not None,
+        "DeepLearningDetails": None if prior is None else f"{prior.card.name} sha256 {prior.sha256}",
+        "ReconMethod": run.method,
+        "ReconMethodImplementer": f"diffsuite {__version__}",
+        "Estimator": run.estimator,
+        "NetworkEvaluations": run.nfe,
+        "ParallelReductionFactor": round(problem.acceleration, 4),
+        "NumberReceiverCoils": problem.kspace.coils,
+        "NoiseKnown": problem.noise_known,
+        "MisfitChi2": run.misfit_chi2,
+        "Seed": run.seed,
+        "PhaseUnits": "rad",
+    }
+
+
+def report_of(run: Run, problem: Problem, result: Reconstruction) -> Report:
+    """Pictures, misfit and warnings on one page."""
+    shown = {
+        name: _stack(problem, values)
+        for name, values in (("recon", result.image.abs()), ("ref", result.reference.abs()))
+    }
+    high = float(np.percentile(shown["recon"], 99.5)) or 1.0
+    windows = {"full": (high / 2, high), "low signal": (high / 6, high / 3)}
+    spread = high / 5
+    stacks = [
+        Stack("reconstruction", shown["recon"]),
+        Stack(
+            "reference (" + ("zero-filled" if run.method in ("zero_filled", "sense") else "CG-SENSE") + ")",
+            shown["ref"],
+        ),
+        Stack("difference", shown["recon"] - shown["ref"], {f"±{spread / 2:.3g}": (0.0, spread)}),
+        Stack("phase", _stack(problem, result.image.angle()), {"±π": (0.0, 2 * math.pi)}),
+    ]
+    if result.std is not None:
+        stacks.append(
+            Stack("standard deviation", _stack(problem, result.std), {f"0..{spread / 2:.3g}": (spread / 4, spread / 2)})
+        )
+    chi2 = run.misfit_chi2 or 0.0
+    reasons = [f"The misfit chi-square is {chi2:.2f}; 1 is what the noise alone explains."]
+    fits = chi2 < GOOD_CHI2
+    if not fits:
+        reasons.append("The reconstruction does not explain the measured data within their noise.")
+    if run.estimator == "point":
+        reasons.append("This method is a point estimator: it gives no uncertainty.")
+    reasons += run.warnings
+    facts = {
+        "method": run.method,
+        "estimator": run.estimator,
+        "network evaluations": run.nfe,
+        "acceleration (achieved)": round(problem.acceleration, 2),
+        "coils": problem.kspace.coils,
+        "slices": int(shown["recon"].shape[0]),
+        "misfit chi-square": round(chi2, 3),
+        "noise": "known" if problem.noise_known else "estimated",
+        "prior": "none" if run.prior is None else run.prior["name"],
+        "seed": run.seed,
+    }
+    figure = Figure(
+        "Slices", stacks, windows, caption="Learned result beside the classical reference; file's own axes."
+    )
+    verdict: Literal["pass", "check"] = "pass" if fits and problem.noise_known else "check"
+    return Report("MRI reconstruction", verdict, reasons, facts, warnings=run.warnings, figures=[figure])
+
+
+def _stack(problem: Problem, values: torch.Tensor) -> np.ndarray:
+    data = problem.volume(values).data
+    return np.asarray(data.reshape(-1, *data.shape[-2:]))

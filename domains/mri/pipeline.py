@@ -1,0 +1,239 @@
+"""The main job: whitened k-space in, images with their reference and their doubts out."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from domains.mri.classical import CLASSICAL, classical
+from domains.mri.problem import MOST_COILS, Problem
+from domains.mri.training import PERCENTILE, UNIT
+from suite.config import Config, MainConfig
+from suite.errors import InputError
+from suite.linalg import expand
+from suite.measurement import Measurement
+from suite.noise import Noise
+from suite.operators import Diagonal, ToComplex
+from suite.posterior import METHODS
+from suite.posterior.base import PosteriorMethod
+from suite.prior import Prior, load_prior
+
+LEARNED = ("dds", "daps", "pigdm", "mmps", "red_diff", "ddnm", "diffpir", "dps")
+WEIGHTS = Path(__file__).parent / "weights"
+SHIPPED = WEIGHTS / "mri-axial.safetensors"
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dds": {"warm_start": 0.1, "renoise": False, "finest": 0.005},
+    "diffpir": {"warm_start": 0.3},
+    "ddnm": {"warm_start": 0.3},
+}
+"""What MRI prefers to a method's own defaults; `warm_start`: the noise level, in network units, to start from CG-SENSE."""
+
+STEPS: dict[str, int] = {"daps": 20}
+"""Evaluations per sample where MRI needs another number than the method advertises."""
+
+
+class CoilsConfig(Config):
+    """Coil maps.
+
+    Attributes:
+        most: more coils are compressed to so many combinations.
+        calibration: width of the calibration region at most.
+        crop: pixels whose ESPIRiT eigenvalue is below this lie outside the support, where the image is 0.
+    """
+
+    most: int = Field(default=MOST_COILS, ge=1)
+    calibration: int = Field(default=24, ge=6)
+    crop: float = Field(default=0.9, ge=0, lt=1)
+
+
+class ReconstructConfig(MainConfig):
+    """Settings of `mri reconstruct`.
+
+    Attributes:
+        method: default `dds`; with several samples `daps`.
+        dicom: write DICOM series too.
+        coils: coil maps and compression.
+        layout: names of the axes of a bare array, e.g. `[slice, spoke, coil, sample]`.
+        options: arguments of the method, e.g. `options.iterations=5`.
+        precision: of the network; `auto` is bfloat16 where the processor multiplies it natively.
+        batch: slices that go through the network together.
+    """
+
+    method: (
+        Literal[
+            "zero_filled", "sense", "wavelet", "tv", "grappa",
+            "dds", "daps", "pigdm", "mmps", "red_diff", "ddnm", "diffpir", "dps",
+        ]
+        | None
+    ) = None  # fmt: skip
+    dicom: bool = False
+    coils: CoilsConfig = CoilsConfig()
+    layout: list[str] = Field(default_factory=list)
+    options: dict[str, Any] = Field(default_factory=dict)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch: int = Field(default=8, ge=1)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A part of the stack, complex `(S, 1, ny, nx)`, in the units of the file.
+
+    Attributes:
+        image: the reconstruction; the mean when there are several samples.
+        reference: CG-SENSE (for CG-SENSE and zero-filling themselves: zero-filled).
+        std: sample standard deviation of the magnitude, or None.
+        chi2: misfit of each slice.
+        scale: network units per file unit, undone in `image`; 1 without a network.
+        evaluations: network evaluations per sample.
+    """
+
+    image: Tensor
+    reference: Tensor
+    std: Tensor | None
+    chi2: Tensor
+    scale: Tensor
+    evaluations: int
+
+
+def choose_method(config: ReconstructConfig) -> str:
+    """The method of a run.
+
+    Raises:
+        InputError: several samples of a method whose spread is no uncertainty.
+    """
+    name = config.method or ("daps" if config.samples > 1 else "dds")
+    if config.samples > 1 and (name in CLASSICAL or METHODS[name].estimator == "point"):
+        samplers = ", ".join(other for other in LEARNED if METHODS[other].estimator == "sample")
+        raise InputError(
+            f"{name} is a point estimator whose spread is no uncertainty; with --samples {config.samples} use {samplers}"
+        )
+    return name
+
+
+def load_mri_prior(path: Path | None, device: torch.device) -> Prior:
+    """The named prior, or the shipped one, checked for what MRI needs."""
+    return load_prior(path or SHIPPED, device, unit=UNIT, channels=2, condition_channels=0)
+
+
+def network_scale(image: Tensor) -> Tensor:
+    """The 99th percentile of the magnitude of each slice `(S,)`: what a network value of 1 stands for.
+
+    From an image of the measured data (CG-SENSE), never from the truth. An empty slice takes the largest of the others.
+    """
+    values = image.abs().flatten(1)
+    rank = min(values.shape[1], max(1, math.ceil(PERCENTILE * values.shape[1])))
+    levels = values.kthvalue(rank, dim=1).values
+    floor = max(0.02 * float(levels.max()), 1e-20)
+    return torch.where(levels > floor, levels, levels.max().clamp_min(1e-20))
+
+
+def measurement_of(problem: Problem, scale: Tensor) -> Measurement:
+    """The scan as a measurement of network values u (real and imaginary channel): `A (scale u)`, white noise of 1."""
+    like = problem.data[:, :1].real
+    return Measurement(problem.operator() @ Diagonal(expand(scale, like)) @ ToComplex(), problem.data, 1.0)
+
+
+def build_method(name: str, options: dict[str, Any], prior: Prior, start: Tensor) -> PosteriorMethod:
+    """The posterior method with MRI's settings, and the user's over them.
+
+    Raises:
+        InputError: an option it does not have, or a value of the wrong kind.
+    """
+    settings = SETTINGS.get(name, {}) | options
+    defaults = {key: option.default for key, option in inspect.signature(METHODS[name]).parameters.items()}
+    for key, value in options.items():
+        number = isinstance(value, int | float) and math.isfinite(value)
+        default = SETTINGS.get(name, {}).get(key, defaults.get(key))
+        if isinstance(default, int | float) and (not number or (key == "warm_start" and value <= 0)):
+            raise InputError(f"method {name}: options.{key} is {value!r}, and a number like {default!r} is needed")
+    level = settings.pop("warm_start", None)
+    if level is not None:
+        ratio = torch.tensor(float(level), dtype=torch.float64)
+        settings["start"] = float(prior.process.time_of_log_snr(-ratio.log()))
+        settings["init"] = start
+    try:
+        return METHODS[name](**settings)
+    except TypeError as error:
+        raise InputError(f"method {name}: {error}") from None
+
+
+def reconstruct(
+    method: str,
+    problem: Problem,
+    prior: Prior | None,
+    config: ReconstructConfig,
+    identities: Sequence[str],
+    clock: Callable[[str], AbstractContextManager[Any]],
+) -> Reconstruction:
+    """Every slice of `problem`, by a classical method or with a prior."""
+    reference = classical("zero_filled" if method in ("zero_filled", "sense") else "sense", problem)
+    if prior is None:
+        image = classical(method, problem)
+        image = image if method in ("zero_filled", "grappa") else supported(problem, image)
+        one = torch.ones(len(image))
+        return _in_units(problem, image, reference, None, one, 0)
+    scale = network_scale(reference)
+    return learned(method, problem, reference, scale, prior, config, identities, clock)
+
+
+def supported(problem: Problem, image: Tensor) -> Tensor:
+    """The image with 0 where the maps are 0: there it is not part of the model."""
+    inside = problem.maps.abs().sum(1, keepdim=True) > 0
+    return torch.where(inside, image, 0)
+
+
+def learned(
+    method: str,
+    problem: Problem,
+    reference: Tensor,
+    scale: Tensor,
+    prior: Prior,
+    config: ReconstructConfig,
+    identities: Sequence[str],
+    clock: Callable[[str], AbstractContextManager[Any]],
+) -> Reconstruction:
+    """Posterior estimates of every slice with a prior.
+
+    Args:
+        identities: one for each slice; with the seed they decide its random numbers.
+    """
+    measurement = measurement_of(problem, scale)
+    denoiser = prior.denoiser(precision=config.precision, clock=lambda: clock("network"))
+    to_complex, factor = ToComplex(), expand(scale, reference)
+    start = to_complex.adjoint(reference / factor)
+    solver = build_method(method, dict(config.options), prior, start)
+    total, evaluations = torch.zeros_like(reference), 0
+    mean, square = torch.zeros_like(reference.real), torch.zeros_like(reference.real)
+    for sample in range(config.samples):
+        noise = Noise.of(config.seed, [f"{identity} sample {sample}" for identity in identities])
+        denoiser.evaluations = 0
+        u = solver.run(
+            denoiser, measurement, torch.empty_like(start), noise=noise, steps=config.steps or STEPS.get(method)
+        )
+        evaluations = max(evaluations, denoiser.evaluations)
+        image = supported(problem, to_complex(u) * factor)
+        total = total + (image - total) / (sample + 1)
+        change = image.abs() - mean
+        mean = mean + change / (sample + 1)
+        square = square + change * (image.abs() - mean)
+    std = (square / (config.samples - 1)).sqrt() if config.samples > 1 else None
+    return _in_units(problem, total, reference, std, scale, evaluations)
+
+
+def _in_units(
+    problem: Problem, image: Tensor, reference: Tensor, std: Tensor | None, scale: Tensor, evaluations: int
+) -> Reconstruction:
+    unit = problem.unit()
+    chi2 = problem.misfit(image)
+    spread = None if std is None else std * unit
+    return Reconstruction(image * unit, reference * unit, spread, chi2, scale, evaluations)

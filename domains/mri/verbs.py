@@ -1,0 +1,250 @@
+"""What the MRI verbs do, from file to file."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from domains.mri.containers import Volume
+from domains.mri.data import read_kspace, read_volume, write_fastmri
+from domains.mri.fastmri import read_target
+from domains.mri.metrics import evaluate as evaluate_images
+from domains.mri.output import report_of, write_outputs
+from domains.mri.pipeline import (
+    CLASSICAL,
+    ReconstructConfig,
+    Reconstruction,
+    choose_method,
+    load_mri_prior,
+    reconstruct,
+)
+from domains.mri.problem import Problem, pose
+from domains.mri.simulation import SimulationConfig, facts, kspace_of
+from suite.config import load_config
+from suite.errors import InputError
+from suite.options import MainOptions, command_line
+from suite.posterior import METHODS
+from suite.prior import Prior
+from suite.progress import progress
+from suite.records import emit
+from suite.report import write_report
+from suite.run import Run, resolve_device, sha256_file
+
+
+def simulate_verb(path: Path, given: dict[str, Any]) -> None:
+    """`mri simulate`: volume -> k-space file."""
+    output: Path = given["output"]
+    chosen: slice | None = given["slices"]
+    for option in ("acceleration", "snr", "acs"):
+        if given[option] is not None and not math.isfinite(given[option]):
+            raise InputError(f"--{option} {given[option]}: a finite number is needed")
+    options = {name: given[name] for name in ("acceleration", "mask", "coils", "acs", "snr")}
+    options |= {"slices": None if chosen is None else [chosen.start, chosen.stop], "seed": given["seed"] or 0}
+    config = load_config(SimulationConfig, options=options)
+    with Run(
+        output,
+        domain="mri",
+        config=config,
+        inputs=[path],
+        command=command_line(),
+        seed=config.seed,
+        as_file=True,
+        overwrite=given["overwrite"],
+    ) as run:
+        volume = read_volume(path, series_uid=given["series"], slices=chosen)
+        for sentence in volume.warnings:
+            run.warn(sentence)
+        with run.clock("operator"):
+            scan = kspace_of(volume, config)
+        run.extra |= facts(scan, config)
+        write_fastmri(scan, run.output(output.name))
+    if not emit(run.record, given["json_to"]) and not given["quiet"]:
+        slices, coils, rows, columns = scan.kspace.shape
+        click.echo(
+            f"{output}: {slices} slices x {coils} coils x {rows} x {columns}, acceleration {scan.acceleration:.2f}, "
+            f"SNR {config.snr:g} dB"
+        )
+
+
+def reconstruct_verb(path: Path, dicom: bool, options: MainOptions) -> None:
+    """`mri reconstruct`: k-space file -> result folder."""
+    config = load_config(ReconstructConfig, options.config, options.overrides, options.given())
+    config = config.model_copy(update={"dicom": config.dicom or dicom})
+    method = choose_method(config)
+    device = resolve_device(config.device)
+    inputs = [path.with_suffix(suffix) for suffix in (".cfl", ".hdr")] if path.suffix in (".cfl", ".hdr") else [path]
+    with Run(
+        options.output,
+        domain="mri",
+        config=config,
+        inputs=inputs,
+        command=options.command,
+        device=device,
+        seed=config.seed,
+        method=method,
+        overwrite=options.overwrite,
+    ) as run:
+        kspace = read_kspace(path, key=config.key, layout=config.layout)
+        prior = None if method in CLASSICAL else load_mri_prior(config.prior, device)
+        if prior is not None:
+            run.prior = {"name": prior.card.name, "sha256": prior.sha256}
+        with run.clock("operator"):
+            coils = config.coils
+            problem = pose(kspace, coils=coils.most, calibration=coils.calibration, crop=coils.crop)
+        for sentence in problem.warnings:
+            run.warn(sentence)
+        result = _reconstruct(run, problem, method, prior, config, options.quiet)
+        run.extra |= {"acceleration": problem.acceleration, "noise_known": problem.noise_known}
+        write_outputs(run, problem, result, prior, dicom=config.dicom)
+        if options.report:
+            write_report(report_of(run, problem, result), run.output("report.html"))
+    if not emit(run.record, options.json_to) and not options.quiet:
+        _tell(options.output, run.record)
+
+
+def _reconstruct(
+    run: Run, problem: Problem, method: str, prior: Prior | None, config: ReconstructConfig, quiet: bool
+) -> Reconstruction:
+    """Every slice, a batch at a time; finished batches of an interrupted run are taken over."""
+    digest = sha256_file(run.input_files[0][0])
+    pieces: list[dict[str, NDArray[Any]]] = []
+    with progress("Reconstructing", problem.slices, quiet=quiet) as update:
+        for first in range(0, problem.slices, config.batch):
+            rows = slice(first, min(first + config.batch, problem.slices))
+
+            def compute(rows: slice = rows) -> dict[str, NDArray[Any]]:
+                with run.clock("operator"):
+                    chunk = problem.part(rows, run.device)
+                    identities = [f"{digest} {k}" for k in range(rows.start, rows.stop)]
+                    return _arrays(reconstruct(method, chunk, prior, config, identities, run.clock))
+
+            pieces.append(run.piece(f"slices-{rows.start}-{rows.stop}", compute))
+            update(rows.stop)
+
+    def joined(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([p[name] for p in pieces]))
+
+    evaluations = max(int(p["evaluations"]) for p in pieces)
+    std = joined("std") if "std" in pieces[0] else None
+    result = Reconstruction(joined("image"), joined("reference"), std, joined("chi2"), joined("scale"), evaluations)
+    run.nfe = evaluations
+    run.misfit_chi2 = float(result.chi2.mean())
+    run.estimator = "mean" if config.samples > 1 else "point" if prior is None else METHODS[method].estimator
+    return result
+
+
+def _arrays(out: Reconstruction) -> dict[str, NDArray[Any]]:
+    if not bool(torch.isfinite(torch.view_as_real(out.image)).all()):
+        raise RuntimeError("the reconstruction is not finite")
+    arrays = {name: getattr(out, name).cpu().numpy() for name in ("image", "reference", "chi2", "scale")}
+    arrays["evaluations"] = np.asarray(out.evaluations)
+    return arrays if out.std is None else arrays | {"std": out.std.cpu().numpy()}
+
+
+def _tell(output: Path, record: dict[str, Any]) -> None:
+    click.echo(
+        f"{output}: {record['method']} ({record['estimator']}), {record['nfe']} network evaluations, "
+        f"{record['seconds']['total']:.1f} s, acceleration {record['acceleration']:.2f}, misfit chi-square "
+        f"{record['misfit_chi2']:.2f}"
+    )
+    if record["estimator"] == "point":
+        click.echo("No uncertainty: this method is a point estimator; use --samples N for a standard deviation.")
+    for sentence in record["warnings"]:
+        click.echo(f"Note: {sentence}")
+
+
+def _image(path: Path) -> Volume:
+    """A result folder's magnitude, or an image file."""
+    if path.is_dir() and (path / "magnitude.nii.gz").exists():
+        return read_volume(path / "magnitude.nii.gz")
+    if path.is_dir() and any(path.glob("*.partial")):
+        raise InputError(f"{path}: holds an unfinished run and no magnitude.nii.gz; run the reconstruction again")
+    return read_volume(path)
+
+
+def evaluate_verb(
+    result: Path, reference: Path, slices: slice | None, series: str | None, convention: str, json_to: str | None
+) -> None:
+    """`mri evaluate`: result and truth -> metrics."""
+    image = _image(result)
+    if reference.suffix.lower() in (".h5", ".hdf5"):
+        truth = read_target(reference)
+        truth = truth if slices is None else truth[slices]
+    else:
+        truth = np.maximum(read_volume(reference, series_uid=series, slices=slices).data, 0)
+    found = evaluate_images(image.data, truth, convention)
+    settings = {
+        "convention": convention,
+        "slices": None if slices is None else [slices.start, slices.stop],
+        "slices_evaluated": len(found["slices"]),
+    }
+    if not emit({"metrics": found["metrics"], "settings": settings, "slices": found["slices"]}, json_to):
+        for name, value in found["metrics"].items():
+            click.echo(f"{name:12} {value:10.4f}")
+
+
+def train_verb(data: tuple[Path, ...], given: dict[str, Any]) -> None:
+    """`mri train`: images -> prior with card."""
+    from domains.mri.training import MRITrainingConfig, mri_card, patch_source
+    from suite.training import Trainer
+
+    output: Path = given["output"]
+    if output.suffix != ".safetensors":
+        raise InputError(f"{output}: a prior is written as .safetensors; choose such a name for -o")
+    if output.exists() and not given["overwrite"]:
+        raise InputError(f"{output} already exists; add --overwrite or choose another -o")
+    options = {} if given["seed"] is None else {"seed": given["seed"]}
+    config = load_config(MRITrainingConfig, given["config"], given["overrides"], options)
+    device = resolve_device(given["device"] or "auto")
+    source, train, held_out = patch_source(data, config.data)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, source, output, device)
+    if given["resume"]:
+        trainer.resume()
+    with progress("Training", config.steps, quiet=given["quiet"]) as update:
+        trainer.run(lambda row: update(row["step"], text=f"loss {row['loss']:.4f}"), given["minutes"])
+    card = mri_card(config, trainer, train, held_out)
+    Prior(trainer.average, card).save(output)
+    if not emit({"prior": str(output), "card": card.model_dump()}, given["json_to"]) and not given["quiet"]:
+        click.echo(f"{output}: {trainer.step} steps, validation {trainer.history[-1]['validation_rmse']}")
+
+
+def demo_run(output: Path, *, overwrite: bool, quiet: bool) -> Path:
+    """The demonstration: the Shepp-Logan phantom of scikit-image, simulated at 4x and reconstructed."""
+    import tempfile
+
+    from skimage.data import shepp_logan_phantom
+    from skimage.transform import resize
+
+    image = resize(shepp_logan_phantom(), (200, 200), anti_aliasing=True).astype(np.float32)
+    volume = Volume(image[None] * np.float32(1000), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kspace.h5"
+        write_fastmri(kspace_of(volume, SimulationConfig(acceleration=4)), file)
+        options = MainOptions(
+            output=output,
+            method=None,
+            steps=None,
+            samples=None,
+            seed=0,
+            device="auto",
+            prior=None,
+            config=None,
+            overrides=(),
+            key=None,
+            report=True,
+            overwrite=overwrite,
+            quiet=quiet,
+            json_to=None,
+            command=("diffsuite", "demo", "mri"),
+        )
+        if not quiet:
+            click.echo("No real k-space ships with a dependency: the demonstration is a simulated scan of a phantom.")
+        reconstruct_verb(file, False, options)
+    return output / "report.html"
