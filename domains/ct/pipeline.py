@@ -31,8 +31,9 @@ from suite.prior import Prior, load_prior
 from suite.volume import MBIR
 
 CLASSICAL = ("fbp", "tv", "sirt")
-LEARNED = ("dds", "ddnm", "diffpir", "red_diff", "dps", "pigdm", "mmps", "daps")
-KNOWN: dict[str, type[PosteriorMethod]] = METHODS | {MBIR.name: MBIR}
+LEARNED: dict[str, type[PosteriorMethod]] = {
+    name: METHODS[name] for name in ("dds", "ddnm", "diffpir", "red_diff", "dps", "pigdm", "mmps", "daps")
+} | {MBIR.name: MBIR}
 WEIGHTS = Path(__file__).parent / "weights"
 SHIPPED = WEIGHTS / "ct-axial.safetensors"
 
@@ -122,13 +123,12 @@ def choose_method(config: ReconstructConfig) -> str:
         InputError: several samples of a method whose spread is no uncertainty.
     """
     name = config.method or ("daps" if config.samples > 1 else "dds")
-    if name not in CLASSICAL and name not in KNOWN:
-        raise InputError(f"this version has no method {name}; use one of {', '.join((*CLASSICAL, *KNOWN))}")
-    if config.samples > 1 and (name in CLASSICAL or KNOWN[name].estimator == "point"):
-        samplers = ", ".join(other for other, method in METHODS.items() if method.estimator == "sample")
+    if name not in CLASSICAL and name not in LEARNED:
+        raise InputError(f"this version has no method {name}; use one of {', '.join((*CLASSICAL, *LEARNED))}")
+    if config.samples > 1 and (name in CLASSICAL or LEARNED[name].estimator == "point"):
+        samplers = ", ".join(other for other, method in LEARNED.items() if method.estimator == "sample")
         raise InputError(
-            f"{name} is a point estimator whose spread is no uncertainty; with --samples {config.samples} "
-            f"use {samplers or 'another version: this one has no sampling method'}"
+            f"{name} is a point estimator whose spread is no uncertainty; with --samples {config.samples} use {samplers}"
         )
     return name
 
@@ -218,7 +218,7 @@ def build_method(
         InputError: an option it does not have, or a value of the wrong kind.
     """
     settings = SETTINGS.get(name, {}) | (derived or {}) | options
-    defaults = {key: option.default for key, option in inspect.signature(KNOWN[name]).parameters.items()}
+    defaults = {key: option.default for key, option in inspect.signature(LEARNED[name]).parameters.items()}
     for key, value in options.items():
         number = isinstance(value, int | float) and math.isfinite(value)
         default = SETTINGS.get(name, {}).get(key, defaults.get(key))
@@ -230,7 +230,7 @@ def build_method(
         settings["start"] = float(prior.process.time_of_log_snr(-ratio.log()))
         settings["init"] = mu_to_network(start)
     try:
-        return KNOWN[name](**settings)
+        return LEARNED[name](**settings)
     except TypeError as error:
         raise InputError(f"method {name}: {error}") from None
 

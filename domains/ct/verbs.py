@@ -18,7 +18,7 @@ from domains.ct.metrics import WINDOWS
 from domains.ct.metrics import evaluate as evaluate_images
 from domains.ct.pipeline import (
     CLASSICAL,
-    KNOWN,
+    LEARNED,
     ReconstructConfig,
     Reconstruction,
     choose_method,
@@ -152,7 +152,7 @@ def _reconstruct(
     result = Reconstruction(joined("image"), joined("reference"), std, joined("chi2"), evaluations)
     run.nfe = evaluations
     run.misfit_chi2 = float(result.chi2.mean())
-    run.estimator = "mean" if config.samples > 1 else "point" if prior is None else KNOWN[method].estimator
+    run.estimator = "mean" if config.samples > 1 else "point" if prior is None else LEARNED[method].estimator
     return result, mu_water
 
 

@@ -93,7 +93,7 @@ class DAPS(PosteriorMethod):
         process = prior.process
         std = prior_std(prior, self.data_std)
         first, last = (-math.log(q * std) for q in self.levels)
-        times = time_grid(process, steps or self.steps, "logsnr", log_snr_range=(first, last))[:-1]
+        times = time_grid(process, self.steps if steps is None else steps, "logsnr", log_snr_range=(first, last))[:-1]
         knots = [t.reshape((1,) * like.ndim).to(like.device) for t in times]
         shared = _SharedNoise(process, std, noise, y) if self.renoise == "shared" and measurement.linear else None
         x = process.start(noise.normal(like), y) if shared is None else shared.start(like)

@@ -83,6 +83,8 @@ class _Norm(_Annealed):
         mean, transpose = differentiate(self.prior, x, t, y)
         gap, pull = self.misfit(mean)
         raw = self.measurement.operator(mean) - self.measurement.y
+        if self.measurement.counted is not None:
+            raw = torch.where(self.measurement.counted, raw, 0)
         tiny = torch.finfo(x.dtype).tiny
         scale = dot(raw, raw).sqrt() / dot(gap, gap).clamp_min(tiny)  # 1 / |g|, brought back to the units of y
         self.slope = -self.strength * transpose(expand(scale, x) * pull)

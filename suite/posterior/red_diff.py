@@ -75,7 +75,7 @@ class REDDiff(PosteriorMethod):
         process = prior.process
         std = prior_std(prior, self.data_std)
         first, last = (-math.log(q * std) for q in self.levels)
-        times = time_grid(process, steps or self.steps, "logsnr", log_snr_range=(first, last))[:-1]
+        times = time_grid(process, self.steps if steps is None else steps, "logsnr", log_snr_range=(first, last))[:-1]
         t, *later = (time.reshape((1,) * like.ndim).to(like.device) for time in times)
         mean = prior(process.start(noise.normal(like), y), t, y)
         mu = measurement.proximal(mean, 1 / std**2)

@@ -81,7 +81,9 @@ class SMC(PosteriorMethod):
             raise InputError("smc weighs particles by the noise of the data and this measurement has none; use daps")
         cloud = _Cloud(self, prior, measurement, like, noise, y)
         first, last = (-math.log(q * cloud.data_std) for q in self.levels)
-        times = time_grid(prior.process, steps or self.steps, "logsnr", log_snr_range=(first, last))[:-1]
+        times = time_grid(prior.process, self.steps if steps is None else steps, "logsnr", log_snr_range=(first, last))[
+            :-1
+        ]
         knots = [t.reshape((1,) * like.ndim).to(like.device) for t in times]
         x = prior.process.start(cloud.draw(), cloud.y)
         mean = prior(x, knots[0], cloud.y)
