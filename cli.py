@@ -22,6 +22,7 @@ from typing import Any
 import click
 
 from suite import __version__
+from suite.batch.command import batch
 from suite.domain import entry_points, load, load_all
 from suite.errors import InputError
 from suite.options import VerbGroup, common_options
@@ -123,6 +124,8 @@ def verify(ctx: click.Context, quick: bool, quiet: bool, json_to: str | None) ->
         click.echo("all passed" if graded["pass"] else "some failed")
     ctx.exit(0 if graded["pass"] else 1)
 
+
+cli.add_command(batch)
 
 # --- printing ---------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ keeps slow imports (torch, numba) inside its commands.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +48,8 @@ class Domain:
         demo: see `Demo`.
         weights: folder of the shipped priors (`*.safetensors`), which may be empty or absent.
         optional: parts that `doctor` looks for.
+        is_input: whether a file, or a folder as a whole (a DICOM series), is an input of the main verbs, by its name or
+            first bytes; `batch` asks it about what lies in folders. None: every file is one, and no folder.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Domain:
     demo: Demo
     weights: Path
     optional: tuple[Part, ...] = ()
+    is_input: Callable[[Path], bool] | None = None
 
     def priors(self) -> Iterator[Path]:
         """The files of the shipped priors, sorted by name."""

@@ -20,14 +20,22 @@ from domains.mri.noise import (
     robust_covariance,
     whitening_matrix,
 )
+from domains.mri.null_space import null_space_covariance
 from domains.mri.nufft import NonCartesianSense, Nufft, density_compensation, nufft
 from domains.mri.physics import CartesianSense, centre_crop, transformed_axes
 from suite.errors import InputError
 from suite.linalg import conjugate_gradient
+from suite.noise import generator
 from suite.operators import FFT
 
 MOST_COILS = 12
 """More coils than this are compressed to as many combinations."""
+
+NOISE_BOX = 32
+"""Width of the calibration region whose null space tells the noise, at most."""
+
+NOISE_SLICES = 3
+"""So many slices tell the noise, evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -197,14 +205,36 @@ def _whitened(kspace: KSpace, data: Tensor, mask: Tensor, warnings: list[str]) -
     elif kspace.noise_sigma is not None:
         covariance, known = kspace.noise_sigma**2 * torch.eye(coils, dtype=torch.complex128), True
     else:
-        covariance, known = robust_covariance(_outer(kspace, data, mask)), False
+        covariance, known = estimated_noise(kspace, data, mask), False
         level = math.sqrt(float(covariance.diagonal().real.mean()))
         warnings.append(
-            f"{kspace.name}: holds no noise scan; the noise was estimated from the outer k-space (standard deviation "
-            f"{level:.3g}), so the misfit is relative to that estimate."
+            f"{kspace.name}: holds no noise scan; the noise was estimated from the data (standard deviation {level:.3g}), so "
+            "the misfit is relative to that estimate."
         )
     white = whitening_matrix(covariance)
     return mix_coils(white, data), torch.linalg.inv(white), known
+
+
+def estimated_noise(kspace: KSpace, data: Tensor, mask: Tensor) -> Tensor:
+    """The noise covariance where no noise was measured: of the outer k-space, or of the calibration's null space.
+
+    Both hold a rest of signal where the image is sharp, or the coils and the object leave no null space, and so err upwards: the
+    lower counts.
+    """
+    outer = robust_covariance(_outer(kspace, data, mask))
+    if kspace.trajectory is not None:
+        return outer
+    rows = torch.linspace(0, len(data) - 1, min(len(data), NOISE_SLICES)).round().long().unique().tolist()
+    rng = generator(0, "null space")
+    found = []
+    for row in rows:
+        y, x = calibration_box(mask[row, 0], NOISE_BOX)
+        inner = null_space_covariance(data[row, :, y, x], outer, rng)
+        found += [] if inner is None else [inner]
+    if not found:
+        return outer
+    null_space = torch.stack(found).mean(0)
+    return min(outer, null_space, key=lambda c: float(c.diagonal().real.sum()))
 
 
 def _outer(kspace: KSpace, data: Tensor, mask: Tensor) -> Tensor:
