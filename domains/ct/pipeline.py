@@ -19,6 +19,7 @@ from domains.ct.fbp import fbp
 from domains.ct.physics import field_of_view_mask, hu_to_mu, mu_to_hu
 from domains.ct.precondition import RampPreconditioner
 from domains.ct.problem import GeometryConfig, Problem
+from domains.ct.sirt import cgls, sirt
 from domains.ct.tv import level_weights, pixel_information, tv
 from suite.config import MainConfig
 from suite.errors import InputError
@@ -162,8 +163,6 @@ def classical(method: str, problem: Problem) -> Tensor:
         return fbp(problem.geometry, y, "hann")
     if method == "tv":
         return tv(problem.projector(), y, weights)
-    from domains.ct.sirt import sirt
-
     return sirt(problem.projector(), y, weights)
 
 
@@ -269,6 +268,9 @@ def learned(
         total = total + change / (sample + 1)
         square = square + change * (u - total)
     mu = hu_to_mu(prior.from_network(total), mu_water)
+    if method == "dds":
+        # The measurement caps the weights of rays through air; these few iterations let them catch up, until the misfit is 1.
+        mu = cgls(problem.projector(), *problem.data, iterations=5, start=mu)
     std = None
     if config.samples > 1:
         std = (square / (config.samples - 1)).sqrt() * (prior.card.scale * mu_water / 1000)
