@@ -4,9 +4,9 @@
         [--peers] [--json FILE]
 
 The folder must hold the held-out volumes named in configs/ct/train.yaml. Every subject: slices evenly spaced, 256 x 256, 30
-parallel views, 1e5 photons per ray. `method:N` is a method at N network evaluations. PSNR in the soft-tissue window inside the
-body (`ct evaluate`); `seconds` is the wall time and `cpu_s` the processor time of a slice, network and operators included,
-reading and writing left out.
+parallel views, 1e5 photons per ray unless told otherwise. `method:N` is a method at N network evaluations. PSNR in the
+soft-tissue window inside the body (`ct evaluate`); `seconds` is the wall time and `cpu_s` the processor time of a slice,
+network and operators included, reading and writing left out.
 
 `--peers` adds deepinv's DPS and DiffPIR with the shipped prior as their denoiser, on the same whitened measurement and
 with this suite's projector as their physics. Their DDRM needs a singular value decomposition, which tomography has not.
@@ -71,9 +71,11 @@ def _thinned(volume: Volume, count: int) -> Volume:
     return resized(part, size)
 
 
-def run(name: str, volume: Volume, methods: list[str], views: int, samples: int) -> Iterator[dict[str, Any]]:
+def run(
+    name: str, volume: Volume, methods: list[str], views: int, photons: float, samples: int
+) -> Iterator[dict[str, Any]]:
     """The rows of one subject."""
-    scan = scan_of(volume, SimulationConfig(views=views, photons=1e5))
+    scan = scan_of(volume, SimulationConfig(views=views, photons=photons))
     problem = pose(scan, GeometryConfig())
     mu_water = float(scan.mu_water_per_mm or 0)
     prior = load_ct_prior(None, torch.device("cpu"))
@@ -145,6 +147,7 @@ def main() -> None:
     parser.add_argument("--subjects", default="", help="only those whose name holds this")
     parser.add_argument("--slices", type=int, default=1)
     parser.add_argument("--views", type=int, default=30)
+    parser.add_argument("--photons", type=float, default=1e5)
     parser.add_argument("--methods", default="fbp,tv,dds:10,dds")
     parser.add_argument("--peers", action="store_true", help=f"add {PEERS}")
     parser.add_argument("--samples", type=int, default=0)
@@ -161,12 +164,13 @@ def main() -> None:
             print(f"deepinv is left out: {error}.\n")
             methods = [method for method in methods if not method.startswith("deepinv-")]
     header = ("subject", "method", "nfe", *COLUMNS, "chi2", "seconds", "cpu_s", "coverage90")
-    print(f"{options.views} parallel views, 1e5 photons, {torch.get_num_threads()} threads, {platform.machine()}\n")
+    threads = torch.get_num_threads()
+    print(f"{options.views} parallel views, {options.photons:g} photons, {threads} threads, {platform.machine()}\n")
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
     rows: list[dict[str, Any]] = []
     chosen = {k: v for k, v in subjects(options.data, options.slices).items() if options.subjects in k}
     for name, volume in chosen.items():
-        for row in run(name, volume, methods, options.views, options.samples):
+        for row in run(name, volume, methods, options.views, options.photons, options.samples):
             rows.append(row)
             print("| " + " | ".join(_cell(c, row.get(c)) for c in header) + " |", flush=True)
     for method in methods:

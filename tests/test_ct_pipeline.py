@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -19,8 +20,10 @@ from safetensors.torch import load_file
 from skimage.metrics import structural_similarity
 
 from domains.ct.containers import Volume
+from domains.ct.data import read_scan
 from domains.ct.metrics import evaluate, window_range
-from domains.ct.pipeline import CLASSICAL, LEARNED, SHIPPED, STEPS
+from domains.ct.pipeline import CLASSICAL, LEARNED, SHIPPED, STEPS, load_ct_prior, scan_settings
+from domains.ct.problem import GeometryConfig, pose
 from domains.ct.simulation import resized
 from domains.ct.training import DataConfig, split_subjects
 from suite.errors import InputError
@@ -300,8 +303,24 @@ def test_the_readme_lists_all_methods_as_the_code_has_them() -> None:
     """In two tables: those of the command line, then the others."""
     text = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
     offered, _, others = text.partition("From Python")
-    steps = {name: STEPS.get(name, method.steps) for name, method in METHODS.items()}
+    steps = {name: STEPS.get(name, method.steps) for name, method in (METHODS | LEARNED).items()}
     for part, names in ((offered, {*CLASSICAL, *LEARNED}), (others, set(METHODS) - set(LEARNED))):
         rows = re.findall(r"^\| `(\w+)` \| (sample|point) \| (\d+) \|", part, re.MULTILINE)
         labels = {name: METHODS[name].estimator if name in METHODS else "point" for name in names}
         assert sorted(rows) == sorted((name, labels[name], str(steps.get(name, 0))) for name in names)
+
+
+def test_the_settings_of_dds_follow_the_scan(folder: Path) -> None:
+    """Sixteen times the photons: a quarter of the last level, and no less weight on the data."""
+    prior = load_ct_prior(SHIPPED, torch.device("cpu"))
+    problem = pose(read_scan(folder / "scan.h5"), GeometryConfig())
+    y, weights = problem.data
+    mu = float(problem.scan.mu_water_per_mm or 0.02)
+    settings = [
+        scan_settings(replace(problem, data=type(problem.data)(y, weights * factor)), prior, mu)
+        for factor in (1e-3, 16e-3)
+    ]
+    noisy, clean = (s["finest"] for s in settings)
+    assert noisy.shape == (len(y),)
+    torch.testing.assert_close(noisy, (4 * clean).clamp(max=0.1))
+    assert bool((settings[0]["strength"] <= settings[1]["strength"]).all())
