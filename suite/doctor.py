@@ -20,6 +20,8 @@ PACKAGES = (
 )  # fmt: skip
 
 OPTIONAL = (
+    Part("distributed", "diffsuite batch on a Dask cluster", "dask"),
+    Part("dask_jobqueue", "Dask workers as SLURM jobs", "slurm"),
     Part("deepinv", "benchmarks against deepinv", "bench"),
     Part("astra", "benchmarks against the ASTRA toolbox", "bench"),
 )

@@ -21,8 +21,8 @@ from ct_files import (
 
 from domains.ct.containers import Scan
 from domains.ct.data import estimate_center_column, headers_from_json, headers_to_json, read_scan, write_scan
-from domains.ct.mat5 import read_mat5
 from suite.errors import InputError
+from suite.mat5 import read_mat5
 
 THETA = np.arange(0, 180, 7.5)
 LINES = np.stack([disc_sinogram(THETA, 48, 1.0, 23.0, mu=m) for m in (0.02, 0.05)], axis=1).astype(np.float32)

@@ -118,12 +118,26 @@ def demo(output: Path, *, overwrite: bool, quiet: bool) -> Path:
     return demo_run(output, overwrite=overwrite, quiet=quiet)
 
 
+def is_input(path: Path) -> bool:
+    """A scan or image file by its name, or DICOM by its first bytes, as a file or a folder of files."""
+    names = (".h5", ".hdf5", ".hdf", ".nxs", ".nx", ".mat", ".nii", ".nii.gz", ".mha", ".mhd", ".dcm", ".ima")
+
+    def dicom(file: Path) -> bool:
+        with file.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+
+    if path.is_dir():
+        return any(file.is_file() and dicom(file) for file in path.iterdir())
+    return path.name.lower().endswith(names) or dicom(path)
+
+
 DOMAIN = Domain(
     name="ct",
     help="X-ray CT reconstruction from few views or little dose.",
     group=ct,
     demo=demo,
     weights=Path(__file__).parent / "weights",
+    is_input=is_input,
     optional=(
         Part("gdcm", "JPEG-compressed DICOM", "dicom"),
         Part("openjpeg", "JPEG 2000 DICOM", "dicom"),

@@ -12,13 +12,13 @@ from domains.ct.containers import AIR_HU, Scan, Volume
 from domains.ct.dicom import list_series, read_series
 from domains.ct.dicom_image import headers_from_json, headers_to_json, is_dicom
 from domains.ct.dicom_write import Derivation, write_series
-from domains.ct.files import existing
 from domains.ct.formats import read_mha, read_nifti, write_mha, write_nifti
 from domains.ct.hdf5 import read_hdf5, write_scan
 from domains.ct.matlab import read_mat
 from domains.ct.projections import is_projection_folder, read_ct_pd
 from domains.ct.scans import GEOMETRY_NUMBERS, estimate_center_column
 from suite.errors import InputError
+from suite.files import existing
 
 __all__ = [
     "AIR_HU",

@@ -28,9 +28,9 @@ from domains.ct.dicom_image import (
     read_dicom,
     slice_image,
 )  # fmt: skip
-from domains.ct.files import existing, reading
 from domains.ct.formats import valid_affine
 from suite.errors import InputError
+from suite.files import existing, reading
 
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from domains.ct.containers import AIR_HU, Array
-from domains.ct.files import reading
 from suite.errors import InputError
+from suite.files import reading
 
 _REFORMATS = {"REFORMATTED", "MPR", "CSA MPR", "MIP", "MINIP", "AVERAGE", "PROJECTION IMAGE", "VOLUME", "CPR"}
 _PIXELS = 0x7FE0

@@ -23,8 +23,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import format_number_as_ds
 
 from domains.ct.containers import ORIENTATION, Volume, from_lps
-from domains.ct.files import atomic_folder
 from suite.errors import InputError
+from suite.files import atomic_folder
 
 SOFTWARE = "diffsuite"
 PADDING_HU = -2000

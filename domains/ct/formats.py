@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domains.ct.containers import Array, Volume, checked, from_lps, to_lps
-from domains.ct.files import atomic_file, existing, reading
 from suite.errors import InputError
+from suite.files import atomic_file, existing, reading
 
 _UNIT_NOTE = "diffsuite unit "
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domains.ct.containers import Array, Scan
-from domains.ct.files import atomic_file, existing, reading
 from domains.ct.formats import valid_affine
 from domains.ct.scans import GEOMETRY_NUMBERS, assembled, geometry_number, repaired
 from suite.errors import InputError
+from suite.files import atomic_file, existing, reading
 
 
 def read_hdf5(path: str | Path, *, key: str | None = None) -> Scan:

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domains.ct.containers import Scan
-from domains.ct.files import existing, reading
-from domains.ct.mat5 import read_mat5
 from domains.ct.scans import geometry_number, repaired
 from suite.errors import InputError
+from suite.files import existing, reading
+from suite.mat5 import read_mat5
 
 HTC2022_GRID = 512
 _MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0}

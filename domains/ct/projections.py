@@ -17,9 +17,9 @@ from pydicom.dataset import Dataset
 
 from domains.ct.containers import Array, Scan
 from domains.ct.dicom_image import is_dicom, quiet, read_dicom
-from domains.ct.files import existing, reading
 from domains.ct.scans import geometry_number, repaired
 from suite.errors import InputError
+from suite.files import existing, reading
 
 ROWS, COLUMNS = 0x70291010, 0x70291011
 TRANSVERSE_SPACING, DETECTOR_SHAPE = 0x70291002, 0x7029100B

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domains.ct.containers import Array, Scan
-from domains.ct.files import reading
 from suite.errors import InputError
+from suite.files import reading
 
 GEOMETRY_NUMBERS = (
     "pixel_size_mm", "detector_pitch_mm", "source_origin_mm", "origin_detector_mm", "center_column", "photons",

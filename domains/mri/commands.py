@@ -72,12 +72,29 @@ def simulate(volume: Path, **given: Any) -> None:
 @mri.command()
 @click.argument("kspace", type=_PATH)
 @click.option("--dicom", is_flag=True, help="Also write DICOM MR series.")
+@click.option("--tune", is_flag=True, help="Choose dds's settings for this scan, by samples held back (slower).")
 @main_options
-def reconstruct(kspace: Path, dicom: bool, options: MainOptions) -> None:
+def reconstruct(kspace: Path, dicom: bool, tune: bool, options: MainOptions) -> None:
     """Reconstruct raw k-space (fastMRI, ISMRMRD, BART, twix, NumPy, MATLAB)."""
     from domains.mri.verbs import reconstruct_verb
 
-    reconstruct_verb(kspace, dicom, options)
+    reconstruct_verb(kspace, dicom, tune, options)
+
+
+@mri.command("next-lines")
+@click.argument("kspace", type=_PATH)
+@click.option(
+    "--budget", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Lines to propose."
+)
+@click.option("--error", type=click.FloatRange(0, 1, min_open=True), metavar="E", help="Stop at this relative error.")
+@click.option("--particles", type=click.IntRange(min=2), default=8, show_default=True, metavar="N")
+@click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Evaluations per particle.")
+@common_options("seed", "device", "prior", "key", "quiet", "json_to")
+def next_lines(kspace: Path, **given: Any) -> None:
+    """Which phase-encoding lines to acquire next, and whether those acquired are enough."""
+    from domains.mri.verbs import next_lines_verb
+
+    next_lines_verb(kspace, given)
 
 
 @mri.command()
@@ -117,12 +134,19 @@ def demo(output: Path, *, overwrite: bool, quiet: bool) -> Path:
     return demo_run(output, overwrite=overwrite, quiet=quiet)
 
 
+def is_input(path: Path) -> bool:
+    """A k-space file by its name; of BART's pair the `.cfl`."""
+    names = (".h5", ".hdf5", ".mrd", ".npy", ".mat", ".cfl", ".dat")
+    return path.is_file() and path.name.lower().endswith(names)
+
+
 DOMAIN = Domain(
     name="mri",
     help="MRI reconstruction from undersampled k-space.",
     group=mri,
     demo=demo,
     weights=Path(__file__).parent / "weights",
+    is_input=is_input,
     optional=(
         Part("finufft", "radial and spiral trajectories, fast", "nufft"),
         Part("twixtools", "Siemens raw data", "twix"),

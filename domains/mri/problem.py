@@ -20,8 +20,8 @@ from domains.mri.noise import (
     robust_covariance,
     whitening_matrix,
 )
-from domains.mri.null_space import null_space_covariance
 from domains.mri.nufft import NonCartesianSense, Nufft, density_compensation, nufft
+from domains.mri.null_space import null_space_covariance
 from domains.mri.physics import CartesianSense, centre_crop, transformed_axes
 from suite.errors import InputError
 from suite.linalg import conjugate_gradient
@@ -75,7 +75,7 @@ class Problem:
             return NonCartesianSense(self.maps, self.fourier)
         return CartesianSense(self.maps, self.mask, self.axes)
 
-    def part(self, rows: slice, device: torch.device | None = None) -> Problem:
+    def part(self, rows: slice | list[int], device: torch.device | None = None) -> Problem:
         """Some of the 2D problems."""
         device = device or self.data.device
         chosen = (t[rows].to(device) for t in (self.data, self.mask, self.maps))

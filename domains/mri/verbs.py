@@ -23,9 +23,11 @@ from domains.mri.pipeline import (
     choose_method,
     load_mri_prior,
     reconstruct,
+    tuned,
 )
 from domains.mri.problem import Problem, pose
 from domains.mri.simulation import SimulationConfig, facts, kspace_of
+from domains.mri.tuning import some_slices
 from suite.config import load_config
 from suite.errors import InputError
 from suite.options import MainOptions, command_line
@@ -72,10 +74,10 @@ def simulate_verb(path: Path, given: dict[str, Any]) -> None:
         )
 
 
-def reconstruct_verb(path: Path, dicom: bool, options: MainOptions) -> None:
+def reconstruct_verb(path: Path, dicom: bool, tune: bool, options: MainOptions) -> None:
     """`mri reconstruct`: k-space file -> result folder."""
     config = load_config(ReconstructConfig, options.config, options.overrides, options.given())
-    config = config.model_copy(update={"dicom": config.dicom or dicom})
+    config = config.model_copy(update={"dicom": config.dicom or dicom, "tune": config.tune or tune})
     method = choose_method(config)
     device = resolve_device(config.device)
     inputs = [path.with_suffix(suffix) for suffix in (".cfl", ".hdr")] if path.suffix in (".cfl", ".hdr") else [path]
@@ -113,6 +115,7 @@ def _reconstruct(
 ) -> Reconstruction:
     """Every slice, a batch at a time; finished batches of an interrupted run are taken over."""
     digest = sha256_file(run.input_files[0][0])
+    factors = _tuned(run, problem, prior, config) if config.tune and prior is not None else None
     pieces: list[dict[str, NDArray[Any]]] = []
     with progress("Reconstructing", problem.slices, quiet=quiet) as update:
         for first in range(0, problem.slices, config.batch):
@@ -122,7 +125,7 @@ def _reconstruct(
                 with run.clock("operator"):
                     chunk = problem.part(rows, run.device)
                     identities = [f"{digest} {k}" for k in range(rows.start, rows.stop)]
-                    return _arrays(reconstruct(method, chunk, prior, config, identities, run.clock))
+                    return _arrays(reconstruct(method, chunk, prior, config, identities, run.clock, factors))
 
             pieces.append(run.piece(f"slices-{rows.start}-{rows.stop}", compute))
             update(rows.stop)
@@ -137,6 +140,22 @@ def _reconstruct(
     run.misfit_chi2 = float(result.chi2.mean())
     run.estimator = "mean" if config.samples > 1 else "point" if prior is None else METHODS[method].estimator
     return result
+
+
+def _tuned(run: Run, problem: Problem, prior: Prior, config: ReconstructConfig) -> dict[str, float]:
+    """The factors for this scan; the record lists what was tried."""
+
+    def compute() -> dict[str, NDArray[Any]]:
+        with run.clock("operator"):
+            tried = tuned(some_slices(problem, run.device), prior, config, run.clock)
+        return {name: np.asarray([row[name] for row in tried]) for name in tried[0]}
+
+    columns = run.piece("tuning", compute)
+    rows = [dict(zip(columns, map(float, values), strict=True)) for values in zip(*columns.values(), strict=True)]
+    best = min(rows, key=lambda row: row["misfit"])
+    factors = {name: value for name, value in best.items() if name != "misfit"}
+    run.extra["tuning"] = {"factors": factors, "tried": rows}
+    return factors
 
 
 def _arrays(out: Reconstruction) -> dict[str, NDArray[Any]]:
@@ -187,6 +206,53 @@ def evaluate_verb(
     if not emit({"metrics": found["metrics"], "settings": settings, "slices": found["slices"]}, json_to):
         for name, value in found["metrics"].items():
             click.echo(f"{name:12} {value:10.4f}")
+
+
+def next_lines_verb(path: Path, given: dict[str, Any]) -> None:
+    """`mri next-lines`: undersampled k-space -> the lines to acquire next."""
+    from domains.mri.next_lines import check_lines, particles, propose
+
+    device = resolve_device(given["device"] or "auto")
+    prior = load_mri_prior(given["prior"], device)
+    problem = pose(read_kspace(path, key=given["key"]))
+    check_lines(problem)
+    some = some_slices(problem, device)
+    with progress("Drawing particles", given["particles"], quiet=given["quiet"]) as update:
+        images = particles(some, prior, given["particles"], given["steps"], given["seed"] or 0, update)
+    found = propose(some, images, given["budget"])
+    errors, limit = found.expected_error, given["error"]
+    needed = None if limit is None else next((n for n, error in enumerate(errors) if error <= limit), None)
+    enough = None if limit is None else errors[0] <= limit
+    record = {
+        "file": path.name,
+        "axis": found.axis,
+        "acceleration": problem.acceleration,
+        "expected_error": errors[0],
+        "enough": enough,
+        "lines_needed": needed,
+        "lines": [
+            {"line": line, "information": nats, "expected_error": error}
+            for line, nats, error in zip(found.lines, found.information, errors[1:], strict=True)
+        ],
+        "warnings": list(problem.warnings),
+    }
+    if not emit(record, given["json_to"]):
+        _tell_lines(record, limit)
+
+
+def _tell_lines(record: dict[str, Any], limit: float | None) -> None:
+    click.echo(f"{record['file']}: expected relative error {record['expected_error']:.3g} with the lines acquired")
+    if limit is not None and record["enough"]:
+        click.echo(f"Enough: the error expected is not above {limit:g}.")
+    elif limit is not None:
+        needed = record["lines_needed"]
+        said = f"{needed} more lines are expected to reach" if needed else "these lines do not reach"
+        click.echo(f"Not enough yet: {said} {limit:g}.")
+    click.echo(f"{record['axis']:>6} {'nats':>10} {'error':>10}")
+    for row in record["lines"]:
+        click.echo(f"{row['line']:6} {row['information']:10.1f} {row['expected_error']:10.3g}")
+    for sentence in record["warnings"]:
+        click.echo(f"Note: {sentence}")
 
 
 def train_verb(data: tuple[Path, ...], given: dict[str, Any]) -> None:
@@ -246,5 +312,5 @@ def demo_run(output: Path, *, overwrite: bool, quiet: bool) -> Path:
         )
         if not quiet:
             click.echo("No real k-space ships with a dependency: the demonstration is a simulated scan of a phantom.")
-        reconstruct_verb(file, False, options)
+        reconstruct_verb(file, False, False, options)
     return output / "report.html"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import click
@@ -62,6 +63,9 @@ def invert(file: Path, options: MainOptions) -> None:
         def flip(k: int) -> dict[str, np.ndarray]:
             if str(k) == os.environ.get("TOY_STOP"):
                 os.kill(os.getpid(), int(os.environ["TOY_SIGNAL"]))
+            if f"{file.stem} {k}" == os.environ.get("TOY_STOP_BATCH"):
+                os.kill(os.getppid(), int(os.environ["TOY_SIGNAL"]))
+                time.sleep(60)
             if str(k) == os.environ.get("TOY_FAULT"):
                 raise RuntimeError("a fault\nin two lines")
             print("computed", k)

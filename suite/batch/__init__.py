@@ -1,0 +1,1 @@
+"""Many cases in one call: `diffsuite batch DOMAIN VERB INPUT... -o DIR`."""
