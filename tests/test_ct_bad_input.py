@@ -209,7 +209,6 @@ def test_volumes_that_do_not_agree(work: Path, capsys: Capsys) -> None:
     "words",
     [
         "reconstruct scan.h5 -o out --method nonsense",
-        "reconstruct scan.h5 -o out --method mbir",
         "reconstruct scan.h5 -o out --set nonsense=1",
         "reconstruct scan.h5 -o out --set options.nonsense=1 --prior prior.safetensors",
         "reconstruct scan.h5 -o out --set options.iterations=many --prior prior.safetensors",
