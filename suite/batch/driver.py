@@ -195,13 +195,13 @@ class Batch:
         """All pending cases; the manifest follows, also when the batch is stopped."""
         pending = [row for row in self.rows if row.state == "pending"]
         self._predict(pending)
-        self._write()
         if not pending:
-            return
-        with progress("Cases", len(self.rows), quiet=self.plan.quiet) as update:
-            update(len(self.rows) - len(pending))
-            with self._engine(len(pending)) as engine:
-                self.workers = engine.workers
+            return self._write()
+        with self._engine(len(pending)) as engine:  # may refuse: nothing is written before
+            self._write()
+            self.workers = engine.workers
+            with progress("Cases", len(self.rows), quiet=self.plan.quiet) as update:
+                update(len(self.rows) - len(pending))
                 for outcome in engine.run([self._job(row) for row in pending]):
                     self._note(outcome)
                     left = [row for row in self.rows if row.state == "pending"]
