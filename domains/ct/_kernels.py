@@ -160,3 +160,32 @@ def adjoint(image, sinogram, ray, a, b, weight, first, last, low, high, row):
             store(image, at + 1, fma(f, value, load(image, at + 1)))
             position += slope
             base += row
+
+
+@njit(nogil=True, cache=True)
+def mirror(x, out):
+    """The eight mirror images of a square slice `(n, n)` as lanes `4 d + 2 r + c` of `out`, `(n, n + 2, 8)`."""
+    n = x.shape[0]
+    for i in range(n):
+        out[i, 0] = out[i, n + 1] = 0
+        for j in range(n):
+            for d in range(2):
+                for r in range(2):
+                    for c in range(2):
+                        u, v = (n - 1 - i if r else i), (n - 1 - j if c else j)
+                        out[i, j + 1, 4 * d + 2 * r + c] = x[v, u] if d else x[u, v]
+
+
+@njit(nogil=True, cache=True)
+def mirror_adjoint(lanes, out):
+    """The transpose of `mirror`: the sum of the eight mirror images, each turned back, `(n, n)`."""
+    n = out.shape[0]
+    for i in range(n):
+        for j in range(n):
+            total = lanes[i, j + 1, 0]
+            for lane in range(1, 8):
+                d, r, c = lane >> 2, (lane >> 1) & 1, lane & 1
+                u, v = (j, i) if d else (i, j)
+                u, v = (n - 1 - u if r else u), (n - 1 - v if c else v)
+                total += lanes[u, v + 1, lane]
+            out[i, j] = total

@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from domains.ct.compiled import CompiledProjector
-from domains.ct.geometry import Geometry
+from domains.ct.geometry import Geometry, parallel
 from domains.ct.rays import Rays, trace
 from domains.ct.sparse import SparseProjector
+from domains.ct.symmetry import LANES
 from suite.errors import InputError
 from suite.operators import LinearOperator
 
@@ -66,6 +68,8 @@ class Projector(LinearOperator):
             raise InputError(f"the {given} has shape {tuple(v.shape)}; the geometry needs (B, C, *{wanted})")
         if v.dtype not in (torch.float32, torch.float64):
             raise InputError(f"the {given} is {v.dtype}; the projector takes float32 or float64")
+        if not v.requires_grad and forward_ad.unpack_dual(v).tangent is None:
+            return self._compute(v, transpose)  # autograd's own bookkeeping costs as much as a small scan
         result: Tensor = _Apply.apply(v, self, transpose)
         return result
 
@@ -96,3 +100,11 @@ class _Apply(torch.autograd.Function):
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         result: Tensor = _Apply.apply(tangent, ctx.projector, ctx.transpose)
         return result
+
+
+def load_kernels() -> None:
+    """Load the compiled code (on a machine's first call: compile it), so that no run's clock counts it, as with imports."""
+    for shape in ((4, 4), (4, 3)):  # mirror images, and slices alone
+        project = Projector(parallel([0.0, 90.0], shape))
+        for slices in (1, LANES):
+            project.adjoint(project(torch.zeros(slices, 1, *shape)))

@@ -31,6 +31,7 @@ from domains.ct.pipeline import (
     water_level,
 )
 from domains.ct.problem import Problem, pose
+from domains.ct.projector import load_kernels
 from domains.ct.simulation import SimulationConfig, resized, scan_of
 from domains.ct.volume import reconstruct_volume
 from suite import __version__
@@ -93,6 +94,7 @@ def reconstruct_verb(path: Path, dicom: bool, options: MainOptions) -> None:
     config = config.model_copy(update={"dicom": config.dicom or dicom})
     method = choose_method(config)
     device = resolve_device(config.device)
+    load_kernels()
     with Run(
         options.output,
         domain="ct",

@@ -49,8 +49,7 @@ def split(
         y: anchor of an anchored process.
     """
     process, none, last = guide.process, torch.zeros_like(x), x
-    for k, q in enumerate(levels, 1):
-        t = process.time_of_log_snr(-q.log())
+    for k, t in enumerate(process.time_of_log_snr(-levels.log()), 1):
         ahead = x + momentum * (x - last)
         last, x = x, guide(process.marginal(ahead, t, none, y), t, y)
         if callback is not None:
