@@ -82,6 +82,17 @@ def reconstruct(scan: Path, dicom: bool, options: MainOptions) -> None:
 
 
 @ct.command()
+@click.argument("series", type=_PATH)
+@click.option("--series", "uid", metavar="UID", help="Which series of a DICOM folder.")
+@main_options
+def denoise(series: Path, uid: str | None, options: MainOptions) -> None:
+    """Take the noise out of an image series (DICOM, NIfTI) that has no raw data."""
+    from domains.ct.denoise_verb import denoise_verb
+
+    denoise_verb(series, uid, options)
+
+
+@ct.command()
 @click.argument("result", type=_PATH)
 @click.option(
     "--reference", type=_PATH, required=True, metavar="VOLUME", help="The truth: NIfTI, MetaImage or DICOM, in HU."

@@ -22,7 +22,7 @@ from pydicom.sequence import Sequence as Items
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import format_number_as_ds
 
-from domains.ct.containers import ORIENTATION, Volume, from_lps
+from domains.ct.containers import ORIENTATION, Array, Volume, from_lps
 from suite.errors import InputError
 from suite.files import atomic_folder
 
@@ -93,7 +93,7 @@ def write_series(volume: Volume, folder: str | Path, derivation: Derivation) -> 
             if volume.headers is not None:
                 dataset.SourceImageSequence = Items([_source(header)])
             dataset.SeriesInstanceUID = series_uid
-            dataset.SOPInstanceUID = _hash_uid(f"{series_uid}/{k}")
+            dataset.SOPInstanceUID = hash_uid(f"{series_uid}/{k}")
             dataset.InstanceNumber = k + 1
             offset = None if volume.slice_offsets_mm is None else volume.slice_offsets_mm[k]
             _set_geometry(dataset, header, affine, k, offset)
@@ -107,9 +107,14 @@ def _stored(volume: Volume) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
     hu = np.clip(np.rint(volume.data), -32768, 32767)
     if volume.valid is not None:
         hu = np.where(volume.valid, np.maximum(hu, PADDING_HU + 1), PADDING_HU)
-    order = ORIENTATION if volume.headers is None or volume.orientation[2] not in "SI" else volume.orientation
-    turned, affine = from_lps(hu.astype(np.float32), volume.affine, order[:2] + "S")  # slices stay feet to head
+    turned, affine = stored_order(volume, hu.astype(np.float32))
     return turned.astype(np.int16), affine
+
+
+def stored_order(volume: Volume, data: Array) -> tuple[Array, NDArray[np.float64]]:
+    """`data`, `(z, y, x)` on the grid of `volume`, in the order in which `write_series` stores it, and that order's affine."""
+    order = ORIENTATION if volume.headers is None or volume.orientation[2] not in "SI" else volume.orientation
+    return from_lps(data, volume.affine, order[:2] + "S")  # slices stay feet to head
 
 
 # --- the header ------------------------------------------------------------------------------------------------------
@@ -128,15 +133,15 @@ def _derived(header: Dataset, derivation: Derivation, created: datetime) -> Data
     dataset.SOPClassUID = CTImageStorage
     dataset.Modality = "CT"
     dataset.ImageType = ["DERIVED", "SECONDARY", "AXIAL", SOFTWARE.upper()]
-    dataset.SeriesDescription = _plain(derivation.series_description, 64)
+    dataset.SeriesDescription = plain(derivation.series_description, 64)
     dataset.SeriesNumber = 1000 + int(header.get("SeriesNumber", 0) or 0)
-    dataset.DerivationDescription = _plain(derivation.text, 1024)
+    dataset.DerivationDescription = plain(derivation.text, 1024)
     dataset.BurnedInAnnotation = "NO"
     for name in ("Series", "Content", "InstanceCreation"):
         setattr(dataset, f"{name}Date", created.strftime("%Y%m%d"))
         setattr(dataset, f"{name}Time", created.strftime("%H%M%S"))
     equipment = [deepcopy(item) for item in header.get("ContributingEquipmentSequence", [])]
-    dataset.ContributingEquipmentSequence = Items([*equipment, _equipment(derivation, created)])
+    dataset.ContributingEquipmentSequence = Items([*equipment, equipment_item(derivation, created)])
     return dataset
 
 
@@ -155,19 +160,19 @@ def _source(header: Dataset) -> Dataset:
     return item
 
 
-def _equipment(derivation: Derivation, created: datetime) -> Dataset:
+def equipment_item(derivation: Derivation, created: datetime) -> Dataset:
     """This software as processing equipment (CID 7005)."""
     item = Dataset()
     item.PurposeOfReferenceCodeSequence = _code("109102", "Processing Equipment")
     item.Manufacturer = item.ManufacturerModelName = SOFTWARE
-    item.SoftwareVersions = _plain(derivation.version, 64)
+    item.SoftwareVersions = plain(derivation.version, 64)
     item.ContributionDateTime = created.strftime("%Y%m%d%H%M%S")
     prior = f"; prior {derivation.model}" if derivation.model else ""
-    item.ContributionDescription = _plain(derivation.text, 1024 - len(prior)) + prior
+    item.ContributionDescription = plain(derivation.text, 1024 - len(prior)) + prior
     return item
 
 
-def _plain(text: str, length: int) -> str:
+def plain(text: str, length: int) -> str:
     """ASCII, which every SpecificCharacterSet a source may have contains."""
     return text.encode("ascii", "replace").decode()[:length]
 
@@ -185,8 +190,8 @@ def _minimal_headers(count: int, pixels: NDArray[np.int16]) -> list[Dataset]:
         setattr(header, keyword, None if keyword in ("KVP", "AcquisitionNumber") else "")
     header.PatientPosition = "HFS"
     header.Manufacturer = header.ManufacturerModelName = SOFTWARE
-    header.StudyInstanceUID = _hash_uid(f"study/{content}")
-    header.FrameOfReferenceUID = _hash_uid(f"frame/{content}")
+    header.StudyInstanceUID = hash_uid(f"study/{content}")
+    header.FrameOfReferenceUID = hash_uid(f"frame/{content}")
     return [deepcopy(header) for _ in range(count)]
 
 
@@ -256,9 +261,9 @@ def _series_uid(
     digest.update("\0".join(said).encode())
     digest.update("\0".join(str(h.get("SOPInstanceUID", "")) for h in headers).encode())
     digest.update(np.round(affine, 6).tobytes() + pixels.tobytes())
-    return _hash_uid(digest.hexdigest())
+    return hash_uid(digest.hexdigest())
 
 
-def _hash_uid(text: str) -> str:
+def hash_uid(text: str) -> str:
     """A UID under 2.25, the root for UUIDs that needs no registration (PS3.5 B.2), from a hash of `text`."""
     return "2.25." + str(uuid.UUID(bytes=hashlib.sha256(text.encode()).digest()[:16], version=5).int)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from domains.ct.containers import Volume
 from domains.ct.data import Derivation, read_scan, read_volume, write_nifti, write_scan, write_series
+from domains.ct.dicom_maps import STD, add_map
 from domains.ct.metrics import WINDOWS
 from domains.ct.metrics import evaluate as evaluate_images
 from domains.ct.pipeline import (
@@ -225,9 +226,11 @@ def _write(
     description = f"DIFFSUITE {run.method} {problem.geometry.n_views} views NOT FOR PRIMARY DIAGNOSIS"
     text = f"diffsuite {__version__} {run.method}, {run.nfe} evaluations, seed {run.seed}"
     model = "" if prior is None else f"{prior.card.name} {prior.sha256[:16]}"
-    write_series(
-        recon, run.output("dicom"), Derivation(description[:64], text, __version__, model, simulated_dose=True)
-    )
+    derivation = Derivation(description[:64], text, __version__, model, simulated_dose=True)
+    files = write_series(recon, run.output("dicom"), derivation)
+    if result.std is not None:
+        std = problem.volume(_in_unit(result.std, mu_water, difference=True), unit)
+        add_map(run, std, files, STD, derivation)
 
 
 def _report(run: Run, problem: Problem, result: Reconstruction, mu_water: float | None) -> Report:
@@ -288,9 +291,10 @@ def _tell(output: Path, record: dict[str, Any]) -> None:
 
 
 def _image(path: Path) -> Volume:
-    """A result folder's reconstruction, or an image file."""
-    if path.is_dir() and (path / "recon.nii.gz").exists():
-        return read_volume(path / "recon.nii.gz")
+    """A result folder's image, or an image file."""
+    for name in ("recon.nii.gz", "denoised.nii.gz"):
+        if path.is_dir() and (path / name).exists():
+            return read_volume(path / name)
     if path.is_dir() and any(path.glob("*.partial")):
         raise InputError(f"{path}: holds an unfinished run and no recon.nii.gz; run the reconstruction again")
     return read_volume(path)
