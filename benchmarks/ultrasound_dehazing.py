@@ -1,0 +1,105 @@
+"""Dehazing of simulated echo cines of four vendors with known truth, learned and classical, and of in-vivo cines without truth.
+
+    python benchmarks/ultrasound_dehazing.py [--data DIR] [--methods restore,background,...] [--frames N] [--json FILE]
+
+Figures: PSNR inside the sector (dB, mean over frames), mean change where there is no clutter (grey levels), flicker energy over
+that of the input, processor seconds. `own clutter` is the published one of each cine; `new clutter` is drawn by
+`domains.ultrasound.clutter`, whose place and size vary, on the same clean cines. The cards of the shipped networks say which
+vendors they were trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from domains.ultrasound.clutter import clutter
+from domains.ultrasound.containers import Cine
+from domains.ultrasound.data import read_cine
+from domains.ultrasound.metrics import against_input, against_reference
+from domains.ultrasound.output import shown
+from domains.ultrasound.pipeline import SHIPPED, DehazeConfig, dehaze, load_priors
+from domains.ultrasound.sector import sector_of
+from suite.config import load_config
+from suite.noise import generator
+from suite.prior import read_card
+
+ROOT = Path(__file__).resolve().parent.parent
+VENDORS = ("ge", "samsung", "hitachi", "philips")
+
+
+def cut(cine: Cine, frames: int, data: np.ndarray | None = None) -> Cine:
+    """The first frames, or other ones of the same cine."""
+    from dataclasses import replace
+
+    return replace(cine, data=(cine.data if data is None else data)[:frames])
+
+
+def row(name: str, method: str, hazy: Cine, truth: Cine | None) -> dict[str, Any]:
+    config = load_config(DehazeConfig, options={"method": method})
+    device = torch.device("cpu")
+    priors = load_priors(method, config, device)
+    began = time.process_time()
+    result = dehaze(hazy, method, priors, config, identity=name, device=device, clock=lambda _: nullcontext())
+    seconds = time.process_time() - began
+    after, before = shown(hazy, np.rint(result.output)), shown(hazy, hazy.data)
+    sector = sector_of(truth or hazy)
+    figures = against_input(after, before, sector)
+    if truth is not None:
+        figures |= against_reference(after, shown(truth, truth.data), before, sector)
+    return {"cine": name, "method": method, "cpu_s": seconds, "frames": hazy.frames, **figures}
+
+
+def cases(data: Path, frames: int) -> list[tuple[str, Cine, Cine | None]]:
+    found: list[tuple[str, Cine, Cine | None]] = []
+    for vendor in VENDORS:
+        path = data / f"tte_synthetic_{vendor}.npz"
+        truth = cut(read_cine(path, key="clean"), frames)
+        found.append((f"{vendor}, own clutter", cut(read_cine(path, key="cluttered"), frames), truth))
+        haze = clutter(torch.from_numpy(sector_of(truth)), truth.frames, generator(1, f"benchmark {vendor}")).numpy()
+        found.append((f"{vendor}, new clutter", cut(truth, frames, np.rint(np.clip(truth.data + haze, 0, 255))), truth))
+    for subject in range(1, 5):
+        found.append((f"in vivo {subject}", cut(read_cine(data / f"tte_invivo_subject{subject}.npz"), frames), None))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, default=Path(os.environ.get("DIFFSUITE_DATA", ROOT.parent / "shared" / "data"))
+    )
+    parser.add_argument("--methods", default="restore,background,rpca,svd")
+    parser.add_argument("--cines", default="", help="only cines whose name contains this")
+    parser.add_argument("--frames", type=int, default=50)
+    parser.add_argument("--json", type=Path)
+    words = parser.parse_args()
+    torch.set_num_threads(1)
+    card = read_card(SHIPPED["restore"])
+    print("restore was trained on", ", ".join(card.data), "and validated with", ", ".join(card.validation_data))
+    rows = []
+    columns = ("psnr_input", "psnr", "change_outside", "flicker_ratio", "haze_share", "cpu_s")
+    print(f"{'cine':26}{'method':12}" + "".join(f"{c:>15}" for c in columns))
+    for name, hazy, truth in cases(words.data / "ultrasound", words.frames):
+        if words.cines not in name:
+            continue
+        for method in words.methods.split(","):
+            rows.append(row(name, method, hazy, truth))
+            values = (rows[-1].get(c) for c in columns)
+            print(
+                f"{name:26}{method:12}" + "".join(f"{'-' if v is None else format(v, '.3f'):>15}" for v in values),
+                flush=True,
+            )
+    if words.json:
+        words.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
