@@ -25,6 +25,7 @@ from suite import __version__
 from suite.batch.command import batch
 from suite.domain import entry_points, load, load_all
 from suite.errors import InputError
+from suite.node.command import node
 from suite.options import VerbGroup, common_options
 
 
@@ -126,6 +127,7 @@ def verify(ctx: click.Context, quick: bool, quiet: bool, json_to: str | None) ->
 
 
 cli.add_command(batch)
+cli.add_command(node)
 
 # --- printing ---------------------------------------------------------------------------------------------------------
 

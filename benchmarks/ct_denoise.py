@@ -3,11 +3,11 @@
     python benchmarks/ct_denoise.py --data ../shared/data/ct [--slices 2] [--photons 3e4,1e5,3e5]
 
 The noise is that of a parallel scan (360 views, Hann-filtered back-projection) of the slice itself, so it has the texture and the
-unevenness of CT noise. A window of 256 x 256 pixels (0.8 mm) is denoised. `rmse` counts the whole difference to the slice before
-the noise was put in, in HU, its own noise of some 16 HU with it, which no method is meant to keep; `soft` is the same clipped to
-the soft-tissue window, `coarse` the same after a Gaussian of 3 pixels: what was lost or invented beside noise. `noise` is the estimated
-strength over the true one (root mean square of the noise put in and of the slice's own estimate). `coverage` is the share of the
-slice's values within the 90 % interval of the samples (Student's t). `cpu_s` is processor time.
+unevenness of CT noise. A window of 256 x 256 pixels (0.8 mm) is denoised. `rmse` counts the whole difference, in HU, to the slice
+before the noise was put in, whose own noise of some 16 HU no method is meant to keep; `soft` is the same clipped to the soft-tissue
+window, `coarse` the same after a Gaussian of 3 pixels: what was lost or invented beside noise. `noise` is the estimated strength
+over the true one (root mean square of the noise put in and of the slice's own estimate). `coverage` is the share of the slice's
+values within the 90 % interval of the samples (Student's t). `cpu_s` is processor time.
 """
 
 from __future__ import annotations

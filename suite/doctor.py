@@ -22,6 +22,8 @@ PACKAGES = (
 OPTIONAL = (
     Part("distributed", "diffsuite batch on a Dask cluster", "dask"),
     Part("dask_jobqueue", "Dask workers as SLURM jobs", "slurm"),
+    Part("pynetdicom", "diffsuite node", "node"),
+    Part("highdicom", "maps beside a DICOM series", "dicom"),
     Part("deepinv", "benchmarks against deepinv", "bench"),
     Part("astra", "benchmarks against the ASTRA toolbox", "bench"),
 )

@@ -31,10 +31,7 @@ def read_mat5(path: Path) -> dict[str, Any]:
     Raises:
         InputError: not a level 5 file; damaged ones raise ValueError, struct.error or zlib.error for the caller's net.
     """
-    raw = path.read_bytes()
-    order = {b"IM": "<", b"MI": ">"}.get(raw[126:128])
-    if order is None:
-        raise InputError(f"{path}: is not a MATLAB file of version 5 or later.")
+    raw, order = _file(path)
     variables: dict[str, Any] = {}
     for kind, data in _elements(memoryview(raw)[128:], order):
         if kind == _COMPRESSED:
@@ -43,6 +40,53 @@ def read_mat5(path: Path) -> dict[str, Any]:
             name, value = _matrix(data, order)
             variables[name] = value
     return variables
+
+
+def replace_variable(source: Path, path: Path, name: str, array: NDArray[Any]) -> None:
+    """Write `path`: the level 5 file `source` with the numbers of one real variable replaced, all else as it is.
+
+    Raises:
+        InputError: the source has no such variable.
+        ValueError: `array` has another shape or type than the numbers stored.
+    """
+    raw, order = _file(source)
+    parts, found = [raw[:128]], False
+    for kind, data, whole in _walk(memoryview(raw)[128:], order):
+        packed = kind == _COMPRESSED
+        body = next(_elements(_inflated(data, order), order))[1] if packed else data
+        same = (packed or kind == _MATRIX) and len(body) > 0 and _matrix(body, order)[0] == name
+        parts.append(_replaced(body, order, array, packed) if same else bytes(whole))
+        found = found or same
+    if not found:
+        raise InputError(f"{source}: holds no variable '{name}'.")
+    path.write_bytes(b"".join(parts))
+
+
+def _replaced(body: memoryview, order: str, array: NDArray[Any], packed: bool) -> bytes:
+    """A matrix element with other numbers of the same shape and type."""
+    flags, shape, name, numbers = list(_walk(body, order))[:4]
+    old = np.frombuffer(numbers[1], order + _NUMBERS[numbers[0]])
+    if tuple(_numbers(*shape[:2], order)) != array.shape or old.dtype.newbyteorder("=") != array.dtype.newbyteorder(
+        "="
+    ):
+        raise ValueError(f"an array {array.shape} of {array.dtype} in place of {old.dtype}")
+    data = array.astype(old.dtype).tobytes(order="F")
+    data = struct.pack(order + "2I", numbers[0], len(data)) + data + bytes(-len(data) % 8)
+    inner = b"".join((flags[2], shape[2], name[2], data))
+    element = struct.pack(order + "2I", _MATRIX, len(inner)) + inner
+    if not packed:
+        return element
+    element = zlib.compress(element)
+    return struct.pack(order + "2I", _COMPRESSED, len(element)) + element
+
+
+def _file(path: Path) -> tuple[bytes, str]:
+    """The bytes and their order."""
+    raw = path.read_bytes()
+    order = {b"IM": "<", b"MI": ">"}.get(raw[126:128])
+    if order is None:
+        raise InputError(f"{path}: is not a MATLAB file of version 5 or later.")
+    return raw, order
 
 
 def _inflated(data: memoryview, order: str) -> memoryview:
@@ -55,7 +99,12 @@ def _inflated(data: memoryview, order: str) -> memoryview:
 
 
 def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
-    """The (type, bytes) of each data element in turn; all but compressed ones are padded to 8 bytes."""
+    """The (type, bytes) of each data element in turn."""
+    return ((kind, content) for kind, content, _ in _walk(data, order))
+
+
+def _walk(data: memoryview, order: str) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """Type, bytes, and bytes with tag and padding of each data element; all but compressed ones are padded to 8 bytes."""
     place = 0
     while place < len(data):
         kind, size = struct.unpack_from(order + "2I", data, place)
@@ -66,8 +115,9 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
                 raise ValueError("a small element of more than 4 bytes")
         if start + size > len(data):
             raise ValueError(f"an element of {size} bytes where {max(len(data) - start, 0)} are left")
-        yield kind, data[start : start + size]
-        place = place + 8 if start == place + 4 else start + (size if kind == _COMPRESSED else -(-size // 8) * 8)
+        end = place + 8 if start == place + 4 else start + (size if kind == _COMPRESSED else -(-size // 8) * 8)
+        yield kind, data[start : start + size], data[place:end]
+        place = end
 
 
 def _matrix(data: memoryview, order: str) -> tuple[str, Any]:

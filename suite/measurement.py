@@ -16,7 +16,7 @@ from torch import Tensor
 from suite.errors import InputError
 from suite.linalg import TensorMap, conjugate_gradient, dot, expand
 from suite.noise import Noise
-from suite.operators import Compose, Diagonal, LinearOperator
+from suite.operators import Compose, Diagonal, LinearOperator, Tangent
 
 
 class Transmission(NamedTuple):
@@ -115,6 +115,14 @@ class Measurement:
         if not self.linear or not isinstance(self.operator, LinearOperator):
             raise InputError("this method needs a linear operator; for others use dps or daps with Langevin steps")
         return self.operator
+
+    def tangent(self, point: Tensor) -> Measurement:
+        """The same as seen from the point p, to first order: `y - A(p) + J p = J x + n`; itself when A is linear."""
+        if self.linear:
+            return self
+        tangent = Tangent(self.operator, point)
+        noise = self.whitening if self.noise_level else 0.0
+        return Measurement(tangent, self.y - self.operator(point) + tangent(point), noise)
 
     def whitened(self) -> tuple[LinearOperator, Tensor]:
         """`(W A, W y)`: the same measurement with white noise of standard deviation `noise_level`."""

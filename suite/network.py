@@ -143,7 +143,9 @@ class Preconditioned(nn.Module):
 
         D = (alpha s^2 / n^2) z + (sigma s / n) F(z / n; log(sigma / alpha) / 4).
 
-    Finite at alpha = 0. Only the ratio sigma/alpha matters, so one network serves VP, VE, EDM and flow alike.
+    Finite at alpha = 0. Only the ratio sigma/alpha matters, so one network serves VP, VE, EDM and flow alike. At the
+    anchored end of a bridge, where alpha = sigma = 0 and z says nothing, `D = s F(0; log(largest ratio) / 4)`: the network
+    as a predictor of x0 from its condition.
 
     Args:
         network: called as `network(input, c_noise)`.
@@ -160,7 +162,10 @@ class Preconditioned(nn.Module):
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`(c_skip, c_out, c_in)`."""
         n = torch.sqrt(sigma**2 + (alpha * self.sigma_data) ** 2)
-        return alpha * self.sigma_data**2 / n**2, sigma * self.sigma_data / n, 1 / n
+        pinned = n == 0
+        n = torch.where(pinned, 1.0, n)
+        c_out = torch.where(pinned, self.sigma_data, sigma * self.sigma_data / n)
+        return alpha * self.sigma_data**2 / n**2, c_out, torch.where(pinned, 0.0, 1 / n)
 
     def forward(self, z: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """`alpha`, `sigma`: one value per batch item, shape `(B or 1, 1, ..., 1)`.
@@ -176,7 +181,7 @@ class Preconditioned(nn.Module):
             )
         c_skip, c_out, c_in = (c.to(z.dtype) for c in self.coefficients(alpha, sigma))
         low, high = self.sigma_range
-        ratio = (sigma / alpha.clamp_min(1e-12)).clamp(low, high)
+        ratio = torch.where(alpha > 0, sigma / alpha.clamp_min(1e-12), high).clamp(low, high)
         dtype = next(self.network.parameters(), z).dtype
         c_noise = (ratio.log() / 4).to(dtype).reshape(-1).expand(z.shape[0])
         x = c_in * z if condition is None else torch.cat([c_in * z, condition], dim=1)

@@ -18,8 +18,14 @@ from torch import Tensor, nn
 from suite.denoiser import Denoiser
 from suite.errors import InputError
 from suite.foreign.chain import ChainNetwork
+from suite.masking import MaskUNet
 from suite.network import Preconditioned, UNet
 from suite.process import Process, process
+
+ARCHITECTURES: dict[str, type[UNet] | type[MaskUNet]] = {
+    "suite.network.UNet": UNet,
+    "suite.masking.MaskUNet": MaskUNet,
+}
 
 
 class Card(BaseModel):
@@ -242,10 +248,10 @@ def _network(card: Card, path: Path) -> Preconditioned | ChainNetwork:
     try:
         if card.architecture == ChainNetwork.architecture:
             return ChainNetwork.from_settings(card.network, card.head)
-        if card.architecture != "suite.network.UNet":
+        if card.architecture not in ARCHITECTURES:
             raise InputError(f"this version does not know the architecture {card.architecture!r}")
         process(card.process, **card.process_parameters)
-        unet = UNet(**card.network)
+        unet = ARCHITECTURES[card.architecture](**card.network)
     except (TypeError, KeyError, ValidationError, InputError) as error:
         raise InputError(f"the card of {path} does not describe a prior: {str(error).splitlines()[0]}") from error
     channels = unet.settings["in_channels"], unet.settings["out_channels"]

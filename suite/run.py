@@ -209,18 +209,26 @@ class Run:
             key: identity of the piece (a slice's number, ...), a file name.
             compute: gives named arrays.
         """
-        folder = self._staging / f"pieces-{self._fingerprint()}"
+        folder = self.pieces()
         path = folder / f"{key}.npz"
         if path.exists():
             with np.load(path, allow_pickle=False) as file:
                 return dict(file)
         arrays = dict(compute())
-        folder.mkdir(exist_ok=True)
         temporary = folder / f".{key}.partial"
         with temporary.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         os.replace(temporary, path)
         return arrays
+
+    def pieces(self) -> Path:
+        """The folder whose files survive an interruption: only runs of the same settings on the same inputs see it.
+
+        For finished pieces too large for `piece`; write under a temporary name, then rename.
+        """
+        folder = self._staging / f"pieces-{self._fingerprint()}"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     # --- the two ends ---
 

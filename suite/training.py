@@ -24,13 +24,17 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from suite.errors import InputError
+from suite.masking import MaskUNet
 from suite.network import Preconditioned, UNet
 from suite.noise import generator
 from suite.process import Process, process
 
 
 class NetworkConfig(BaseModel):
+    """The backbone; `masking` makes it a `MaskUNet`."""
+
     model_config = ConfigDict(extra="forbid")
+    masking: bool = False
     channels: list[int] = [48, 96, 192, 256]
     blocks: int = 2
     dims: Literal[1, 2, 3] = 2
@@ -38,13 +42,17 @@ class NetworkConfig(BaseModel):
 
 
 class NoiseLevels(BaseModel):
-    """Training noise levels: `log(sigma/alpha)` normal with this mean and deviation; `t` uniform when mean is null."""
+    """Training noise levels: `log(sigma/alpha)` normal with this mean and deviation; `t` uniform when mean is null.
+
+    `pinned` is the share of examples at t = 1, where a bridge is its degraded signal: the network as a predictor.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     mean: float | None = -2.3
     std: float = Field(default=1.6, ge=0)
     low: float = Field(default=2e-3, gt=0)
     high: float = Field(default=20.0, gt=0)
+    pinned: float = Field(default=0.0, ge=0, le=1)
 
 
 class TrainingConfig(BaseModel):
@@ -87,7 +95,9 @@ def draw_times(config: TrainingConfig, proc: Process, size: int, rng: torch.Gene
     """Times `(size,)` in float64."""
     levels = config.noise
     if levels.mean is None:
-        return torch.rand(size, generator=rng, dtype=torch.float64)
+        times = torch.rand(size, generator=rng, dtype=torch.float64)
+        pinned = levels.pinned > 0 and torch.rand(size, generator=rng) < levels.pinned
+        return torch.where(pinned, 1.0, times) if isinstance(pinned, Tensor) else times
     log_ratio = levels.mean + levels.std * torch.randn(size, generator=rng, dtype=torch.float64)
     return proc.time_of_log_snr(-log_ratio.clamp(math.log(levels.low), math.log(levels.high)))
 
@@ -115,7 +125,10 @@ class Trainer:
         self.config, self.source, self.output, self.device = config, source, output, device
         self.process = process(config.process, **config.process_parameters)
         torch.manual_seed(config.seed)  # initial weights; nothing else draws from the global generator
-        backbone = UNet(source.channels + source.condition_channels, source.channels, **config.network.model_dump())
+        settings = config.network.model_dump(exclude={"masking"})
+        channels = source.channels + source.condition_channels, source.channels
+        masking = config.network.masking
+        backbone = MaskUNet(*channels, config.sigma_data, **settings) if masking else UNet(*channels, **settings)
         span = (config.noise.low, config.noise.high)
         self.net = Preconditioned(backbone, config.sigma_data, span).to(device)
         if config.network.dims == 2:
@@ -171,20 +184,28 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Root-mean-square denoising error of the averaged network at each noise level, in network units."""
+        """Root-mean-square denoising error of the averaged network at each noise level, in network units.
+
+        Where a bridge is trained as a predictor too, `y` is its error at t = 1.
+        """
         x0, y = self.source.validation(self.config.patch)
+        levels = torch.tensor(self.config.validation_levels, dtype=torch.float64)
+        names = [f"{level:g}" for level in self.config.validation_levels]
+        times = dict(zip(names, self.process.time_of_log_snr(-levels.log()), strict=True))
+        if self.config.noise.pinned:
+            times["y"] = torch.ones((), dtype=torch.float64)
         out = {}
-        for level in self.config.validation_levels:
+        for level, now in times.items():
             errors = []
             for i in range(0, len(x0), 32):
                 x, cond = x0[i : i + 32].to(self.device), None if y is None else y[i : i + 32].to(self.device)
                 eps = torch.randn(x.shape, generator=generator(0, f"validation {level} {i}")).to(self.device)
-                t = self.process.time_of_log_snr(torch.full((1,) * x.ndim, -math.log(level), dtype=torch.float64))
+                t = now.reshape((1,) * x.ndim)
                 alpha, sigma = (f(t).float().to(self.device) for f in (self.process.alpha, self.process.sigma))
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.mixed_precision):
                     mean = self.average(alpha * x + sigma * eps, alpha, sigma, cond)
                 errors.append((mean - x).square().flatten(1).mean(1))
-            out[f"{level:g}"] = float(torch.cat(errors).mean().sqrt())
+            out[level] = float(torch.cat(errors).mean().sqrt())
         return out
 
     def run(self, report: Callable[[dict[str, Any]], None] = lambda _: None, minutes: float | None = None) -> None:

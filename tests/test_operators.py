@@ -32,6 +32,7 @@ from suite.operators import (
     Stack,
     Subsample,
     Sum,
+    Tangent,
     ToComplex,
     adjoint_error,
     dot,
@@ -133,6 +134,11 @@ OPERATORS: dict[str, Callable[[int, int, torch.dtype], Built]] = {
     ),
     "Block": lambda h, w, t: (
         Block(Diagonal(random(h, w, dtype=t)), Convolve(random(3, 3, dtype=t), (h, w)), channels=(1, 1)),
+        (2, h, w),
+        False,
+    ),
+    "Tangent": lambda h, w, t: (
+        Tangent(lambda u: torch.sin(u[:, :1] * u[:, 1:]) + u[:, :1].exp(), random(1, 2, h, w, dtype=t)),
         (2, h, w),
         False,
     ),

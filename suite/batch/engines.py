@@ -206,6 +206,16 @@ class LocalEngine:
             for connection in wait(list(busy)):
                 yield self._receive(busy[connection])  # type: ignore[index]
 
+    def interrupt(self) -> None:
+        """End the cases under way, from another thread: `run` then gives their outcomes as those of dead workers."""
+        busy = [worker.process for worker in list(self._pool) if worker.job is not None]
+        for process in busy:
+            process.terminate()
+        until = time.monotonic() + _PATIENCE
+        for process in busy:
+            if not wait([process.sentinel], max(0.0, until - time.monotonic())):
+                process.kill()
+
     def _idle(self) -> _Worker | None:
         for worker in self._pool:
             if worker.job is None:

@@ -32,6 +32,7 @@ from suite.operators.structure import (
     Subsample,
     ToComplex,
 )
+from suite.operators.tangent import Tangent
 
 __all__ = [
     "FFT",
@@ -52,6 +53,7 @@ __all__ = [
     "Stack",
     "Subsample",
     "Sum",
+    "Tangent",
     "ToComplex",
     "adjoint_error",
     "circulant_preconditioner",

@@ -192,7 +192,9 @@ class Guided(PosteriorMethod):
         with torch.no_grad():
             mean = prior(x, t, y)
         precision = 1 / error_variance(prior.process, t, prior_std(prior, self.data_std)).clamp_min(1e-12)
-        return measurement.posterior_draw(mean, precision.to(x.dtype), noise, iterations=100, tolerance=1e-4)
+        return measurement.tangent(mean).posterior_draw(
+            mean, precision.to(x.dtype), noise, iterations=100, tolerance=1e-4
+        )
 
 
 class OwnStep(Guided):
