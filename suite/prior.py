@@ -27,11 +27,14 @@ ARCHITECTURES: dict[str, type[UNet] | type[MaskUNet]] = {
     "suite.masking.MaskUNet": MaskUNet,
 }
 
+_STATISTICS = "statistics."
+
 
 class Card(BaseModel):
     """What a prior is, what it was trained on, and what it must not be used for.
 
-    A value in the file's unit is `offset + scale * u` for a network value `u`.
+    A value in the file's unit is `offset + scale * u` for a network value `u`. `calibration` says what was measured on
+    validation data after the training, and on which.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -58,6 +61,7 @@ class Card(BaseModel):
     training: dict[str, Any]
     validation: dict[str, Any]
     limits: list[str] = []
+    calibration: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _ordered(self) -> Card:
@@ -76,13 +80,20 @@ class Prior:
         net: `E[x0 | z]` in network units, called as `net(z, alpha, sigma, condition)`; see `Preconditioned`.
         process: the one it was trained on.
         path, sha256: where it came from.
+        statistics: further tensors of the file, those named `statistics.*` (see `suite.trust.Familiarity`).
     """
 
     def __init__(
-        self, net: Preconditioned | ChainNetwork, card: Card, path: Path | None = None, sha256: str = ""
+        self,
+        net: Preconditioned | ChainNetwork,
+        card: Card,
+        path: Path | None = None,
+        sha256: str = "",
+        statistics: dict[str, Tensor] | None = None,
     ) -> None:
         self.net: nn.Module = net.eval().requires_grad_(False)
         self.card, self.path, self.sha256 = card, path, sha256
+        self.statistics = statistics or {}
         self.process: Process = (
             net.process if isinstance(net, ChainNetwork) else process(card.process, **card.process_parameters)
         )
@@ -104,6 +115,7 @@ class Prior:
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
         if half and all(bool(v.half().isfinite().all()) for v in tensors.values()):
             tensors = {k: v.half() for k, v in tensors.items()}
+        tensors |= {f"{_STATISTICS}{k}": v.contiguous() for k, v in self.statistics.items()}
         partial = path.with_name(f".{path.name}.partial")
         save_file(tensors, partial, metadata={"card": self.card.model_dump_json()})
         partial.replace(path)
@@ -231,16 +243,17 @@ def load_prior(path: Path, device: torch.device | str = "cpu", **expected: Any) 
     net = _network(card, path)
     with safe_open(path, "pt") as f:
         tensors = {k: f.get_tensor(k).float() for k in f.keys()}  # noqa: SIM118 - safe_open is no mapping
+    found = {k.removeprefix(_STATISTICS): tensors.pop(k) for k in list(tensors) if k.startswith(_STATISTICS)}
     shapes = {k: tuple(v.shape) for k, v in net.state_dict().items()}
     if shapes != {k: tuple(v.shape) for k, v in tensors.items()}:
         raise InputError(f"the weights in {path} do not fit the network its card describes")
-    if not all(bool(v.isfinite().all()) for v in tensors.values()):
+    if not all(bool(v.isfinite().all()) for v in (*tensors.values(), *found.values())):
         raise InputError(f"the weights in {path} contain NaN or infinity; the file is damaged")
     net.load_state_dict(tensors)
     net = net.to(device)
     if card.network.get("dims", 2) == 2:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Prior(net, card, path, hashlib.sha256(path.read_bytes()).hexdigest())
+    return Prior(net, card, path, hashlib.sha256(path.read_bytes()).hexdigest(), found)
 
 
 def _network(card: Card, path: Path) -> Preconditioned | ChainNetwork:

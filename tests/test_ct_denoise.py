@@ -11,10 +11,13 @@ from ct_files import write_ct
 from ct_runs import ct, image, record, save_prior, write_phantom
 from test_cli import fails
 
+from domains.ct.calibrate import description
 from domains.ct.data import read_volume
 from domains.ct.noise_estimate import NoiseModel, estimate_noise, noise_left
 from domains.ct.physics import body_mask
 from suite.errors import InputError
+from suite.prior import load_prior
+from suite.trust import Familiarity
 
 SIDE = 160
 
@@ -177,3 +180,14 @@ def test_small_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
     path = write_phantom(tmp_path / "phantom.nii.gz")
     assert "too small" in fails(capsys, "ct", "denoise", str(path), "-o", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_pictures_the_prior_does_not_know_are_named(series: Path, tmp_path: Path) -> None:
+    prior = load_prior(series.parent / "prior.safetensors")
+    known = [description(prior, body_hu(1, 80)[0] + 3 * k) for k in range(12)]
+    prior.statistics = Familiarity.fit(torch.cat(known[:8]), torch.cat(known[8:])).tensors()
+    prior.save(tmp_path / "prior.safetensors")
+    words = ("--prior", tmp_path / "prior.safetensors", "--steps", "1", "--method", "dds", "--quiet", "--no-report")
+    assert ct("denoise", series, "-o", tmp_path / "out", *words) == 0
+    told = record(tmp_path / "out")
+    assert told["familiarity"] > 1 and any("unlike" in sentence for sentence in told["warnings"])

@@ -117,9 +117,20 @@ def evaluate(
 @common_options("output", "device", "config", "overrides", "seed", "overwrite", "quiet", "json_to")
 def train(data: tuple[Path, ...], **given: Any) -> None:
     """Train a prior on your own images, split by subject."""
-    from domains.ct.verbs import train_verb
+    from domains.ct.prior_verbs import train_verb
 
     train_verb(data, given)
+
+
+@ct.command()
+@click.argument("prior", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--data", type=_PATH, multiple=True, required=True, metavar="DIR", help="The data of the training.")
+@common_options("output", "config", "overrides", "overwrite", "quiet", "json_to")
+def calibrate(prior: Path, data: tuple[Path, ...], **given: Any) -> None:
+    """Store in a prior which pictures it knows and how wide its 90 % intervals must be, from held-out subjects."""
+    from domains.ct.prior_verbs import calibrate_verb
+
+    calibrate_verb(prior, data, given)
 
 
 def demo(output: Path, *, overwrite: bool, quiet: bool) -> Path:

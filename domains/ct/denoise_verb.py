@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from domains.ct.calibrate import description
 from domains.ct.containers import Volume
 from domains.ct.data import Derivation, read_volume, write_nifti, write_series
 from domains.ct.denoise import DenoiseConfig, choose, denoise, non_local_means
@@ -28,7 +29,9 @@ from suite.progress import progress
 from suite.records import emit
 from suite.report import Figure, Report, Stack, write_report
 from suite.run import Run, resolve_device, sha256_file
+from suite.trust import Familiarity
 
+_SLICES_ASKED = 8
 _COARSE_MM = 1.3  # pixels from which on tissue looks like noise, and the estimate comes out too high
 _DOSE = {"CTDIvol": "CTDIvol (mGy)", "Exposure": "exposure (mAs)", "XRayTubeCurrent": "tube current (mA)", "KVP": "kVp"}
 
@@ -68,6 +71,7 @@ def denoise_verb(path: Path, series: str | None, options: MainOptions) -> None:
         run.nfe = max(int(piece["evaluations"]) for piece in pieces)
         run.estimator = "mean" if std is not None else "point" if prior is None else LEARNED[method].estimator
         run.misfit_chi2 = float(np.concatenate([piece["chi2"] for piece in pieces]).mean())
+        _familiar(run, result, prior)
         left = noise_left(usual, volume.data, result, body)
         run.extra |= {"unit": "HU", "noise_hu": round(usual, 2), "noise_left_hu": round(left, 2)}
         _write(run, volume, result, reference, std, noise, prior)
@@ -94,6 +98,21 @@ def _cautions(volume: Volume, prior: Prior | None) -> list[str]:
         if not 0.8 * low <= pixel <= 1.25 * high:
             said.append(f"The pixels are {pixel:.2g} mm and the prior {prior.card.name} knows {low:g} to {high:g} mm.")
     return said
+
+
+def _familiar(run: Run, result: NDArray[np.float32], prior: Prior | None) -> None:
+    """Whether the prior knows such pictures, by some of the slices."""
+    known = None if prior is None else Familiarity.of(prior)
+    if prior is None or known is None:
+        return
+    picked = np.unique(np.linspace(0, len(result) - 1, min(len(result), _SLICES_ASKED)).round().astype(int))
+    score = float(torch.cat([known.score(description(prior, result[k])) for k in picked]).median())
+    run.extra["familiarity"] = round(score, 3)
+    if score > 1:
+        run.warn(
+            f"The pictures are unlike those the prior {prior.card.name} was trained on (score {score:.1f}, 1 is the edge of the "
+            "usual): the result may be wrong in ways that the standard deviation does not show."
+        )
 
 
 def _pieces(

@@ -29,6 +29,7 @@ from suite.operators import LinearOperator
 from suite.posterior import METHODS
 from suite.posterior.base import PosteriorMethod
 from suite.prior import Prior, load_prior
+from suite.trust import prior_share
 from suite.volume import MBIR
 
 CLASSICAL = ("fbp", "tv", "sirt")
@@ -53,6 +54,9 @@ SETTINGS["mbir"] = SETTINGS["dds"] | {"coupling": 0.2}
 From higher levels the gradients of a trained network lead pigdm and mmps astray, and so do more iterations of mmps, whose
 covariance is then no longer symmetric.
 """
+
+DETAIL_HU = 50.0
+"""Size of the details of which the prior's share is told: soft tissue against soft tissue."""
 
 STEPS = {"daps": 20}
 """Evaluations per sample where CT needs fewer than the method advertises on the closed-form problems (docs/benchmarks.md)."""
@@ -94,6 +98,7 @@ class Reconstruction:
         std: sample standard deviation, or None.
         chi2: weighted misfit of each slice.
         evaluations: network evaluations per sample.
+        share: how much of each pixel comes from the prior alone, 0 to 1, where there is a std.
     """
 
     image: Tensor
@@ -101,6 +106,7 @@ class Reconstruction:
     std: Tensor | None
     chi2: Tensor
     evaluations: int
+    share: Tensor | None = None
 
 
 class ScaledProjector(LinearOperator):
@@ -271,10 +277,11 @@ def learned(
     if method == "dds":
         # The measurement caps the weights of rays through air; these few iterations let them catch up, until the misfit is 1.
         mu = cgls(problem.projector(), *problem.data, iterations=5, start=mu)
-    std = None
+    std = share = None
     if config.samples > 1:
         std = (square / (config.samples - 1)).sqrt() * (prior.card.scale * mu_water / 1000)
-    return Reconstruction(mu, reference, std, misfit(problem, mu), evaluations)
+        share = prior_share(measurement, like, DETAIL_HU / prior.card.scale, seed=config.seed)
+    return Reconstruction(mu, reference, std, misfit(problem, mu), evaluations, share)
 
 
 def misfit(problem: Problem, image: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from domains.ct.containers import Volume
 from domains.ct.data import Derivation, read_scan, read_volume, write_nifti, write_scan, write_series
-from domains.ct.dicom_maps import STD, add_map
+from domains.ct.dicom_maps import PRIOR_SHARE, STD, add_map
 from domains.ct.metrics import WINDOWS
 from domains.ct.metrics import evaluate as evaluate_images
 from domains.ct.pipeline import (
     CLASSICAL,
+    DETAIL_HU,
     LEARNED,
     ReconstructConfig,
     Reconstruction,
@@ -44,6 +45,7 @@ from suite.progress import progress
 from suite.records import emit
 from suite.report import Figure, Report, Stack, write_report
 from suite.run import Run, resolve_device, sha256_file
+from suite.trust import interval_factor
 
 
 def simulate_verb(path: Path, given: dict[str, Any]) -> None:
@@ -151,8 +153,8 @@ def _reconstruct(
         return torch.from_numpy(np.concatenate([p[name] for p in pieces]))
 
     evaluations = max(int(p["evaluations"]) for p in pieces)
-    std = joined("std") if "std" in pieces[0] else None
-    result = Reconstruction(joined("image"), joined("reference"), std, joined("chi2"), evaluations)
+    std, share = (joined(name) if name in pieces[0] else None for name in ("std", "share"))
+    result = Reconstruction(joined("image"), joined("reference"), std, joined("chi2"), evaluations, share)
     run.nfe = evaluations
     run.misfit_chi2 = float(result.chi2.mean())
     run.estimator = "mean" if config.samples > 1 else "point" if prior is None else LEARNED[method].estimator
@@ -194,7 +196,8 @@ def _batch(
         "chi2": out.chi2.cpu().numpy(),
         "evaluations": np.asarray(out.evaluations),
     }
-    return arrays if out.std is None else arrays | {"std": finite(out.std)}
+    maps = {"std": out.std, "share": out.share}
+    return arrays | {name: finite(values) for name, values in maps.items() if values is not None}
 
 
 def _in_unit(values: torch.Tensor, mu_water: float | None, *, difference: bool = False) -> torch.Tensor:
@@ -213,11 +216,19 @@ def _write(
 ) -> None:
     unit = "1/mm" if mu_water is None else "HU"
     run.extra["unit"] = unit
-    recon = problem.volume(_in_unit(result.image, mu_water), unit)
+    recon_unit = _in_unit(result.image, mu_water)
+    recon = problem.volume(recon_unit, unit)
     write_nifti(recon, run.output("recon.nii.gz"))
     write_nifti(problem.volume(_in_unit(result.reference, mu_water), unit), run.output("reference.nii.gz"))
     if result.std is not None:
-        write_nifti(problem.volume(_in_unit(result.std, mu_water, difference=True), unit), run.output("std.nii.gz"))
+        std = _in_unit(result.std, mu_water, difference=True)
+        write_nifti(problem.volume(std, unit), run.output("std.nii.gz"))
+        half = _interval(run, prior, config.samples) * std
+        for name, bound in (("lower", recon_unit - half), ("upper", recon_unit + half)):
+            write_nifti(problem.volume(bound, unit), run.output(f"{name}.nii.gz"))
+    if result.share is not None:
+        write_nifti(problem.volume(result.share, "1"), run.output("share.nii.gz"))
+        run.extra["prior_share"] = round(float(result.share.mean()), 4)
     if problem.scan.dicom is None and not config.dicom:
         return
     if mu_water is None:
@@ -229,8 +240,18 @@ def _write(
     derivation = Derivation(description[:64], text, __version__, model, simulated_dose=True)
     files = write_series(recon, run.output("dicom"), derivation)
     if result.std is not None:
-        std = problem.volume(_in_unit(result.std, mu_water, difference=True), unit)
-        add_map(run, std, files, STD, derivation)
+        std = _in_unit(result.std, mu_water, difference=True)
+        add_map(run, problem.volume(std, unit), files, STD, derivation)
+    if result.share is not None:
+        add_map(run, problem.volume(result.share, "1"), files, PRIOR_SHARE, derivation)
+
+
+def _interval(run: Run, prior: Prior | None, samples: int) -> float:
+    """Half-width of the 90 % interval over the standard deviation, by the prior's calibration where it has one."""
+    found = {} if prior is None else prior.card.calibration.get("intervals", {})
+    scale = float(found.get("scale", 1.0))
+    run.extra["intervals"] = {"level": 0.9, "scale": scale, "calibrated_on": found.get("data", [])}
+    return scale * interval_factor(samples)
 
 
 def _report(run: Run, problem: Problem, result: Reconstruction, mu_water: float | None) -> Report:
@@ -251,6 +272,9 @@ def _report(run: Run, problem: Problem, result: Reconstruction, mu_water: float 
     if result.std is not None:
         std = _in_unit(result.std, mu_water, difference=True)[:, 0].numpy()
         stacks.append(Stack("standard deviation", std, {f"0..{spread / 2:g}": (spread / 4, spread / 2)}))
+    if result.share is not None:
+        share = result.share[:, 0].numpy()
+        stacks.append(Stack(f"prior's share of details of {DETAIL_HU:g} HU", share, {"0..1": (0.5, 1.0)}))
     chi2 = run.misfit_chi2 or 0.0
     reasons = [f"The misfit chi-square is {chi2:.2f}; 1 is what the noise alone explains."]
     fits = chi2 < 1.3
@@ -320,32 +344,6 @@ def evaluate_verb(
     if not emit({"metrics": found["metrics"], "settings": settings, "slices": found["slices"]}, json_to):
         for name, value in found["metrics"].items():
             click.echo(f"{name:12} {value:10.4f}")
-
-
-def train_verb(data: tuple[Path, ...], given: dict[str, Any]) -> None:
-    """`ct train`: images -> prior with card."""
-    from domains.ct.training import CTTrainingConfig, ct_card, patch_source
-    from suite.training import Trainer
-
-    output: Path = given["output"]
-    if output.suffix != ".safetensors":
-        raise InputError(f"{output}: a prior is written as .safetensors; choose such a name for -o")
-    if output.exists() and not given["overwrite"]:
-        raise InputError(f"{output} already exists; add --overwrite or choose another -o")
-    options = {} if given["seed"] is None else {"seed": given["seed"]}
-    config = load_config(CTTrainingConfig, given["config"], given["overrides"], options)
-    device = resolve_device(given["device"] or "auto")
-    source, train, held_out = patch_source(data, config.data)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, source, output, device)
-    if given["resume"]:
-        trainer.resume()
-    with progress("Training", config.steps, quiet=given["quiet"]) as update:
-        trainer.run(lambda row: update(row["step"], text=f"loss {row['loss']:.4f}"), given["minutes"])
-    card = ct_card(config, trainer, train, held_out)
-    Prior(trainer.average, card).save(output)
-    if not emit({"prior": str(output), "card": card.model_dump()}, given["json_to"]) and not given["quiet"]:
-        click.echo(f"{output}: {trainer.step} steps, validation {trainer.history[-1]['validation_rmse']}")
 
 
 def demo_run(output: Path, *, overwrite: bool, quiet: bool) -> Path:

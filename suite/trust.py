@@ -1,0 +1,206 @@
+"""How far a result may be trusted: intervals and their calibration, the prior's share, and whether the prior knows such pictures.
+
+Nothing here knows a field or a file; domains ask these questions of their own measurements, priors and validation data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from suite.errors import InputError
+from suite.linalg import conjugate_gradient
+from suite.measurement import Measurement
+from suite.noise import Noise, generator
+from suite.prior import Prior
+
+LEVELS = (0.02, 0.06, 0.2)
+"""Noise levels, in network units, at which a prior is asked what it thinks of a picture."""
+
+
+def interval_factor(samples: int, level: float = 0.9) -> float:
+    """Half-width of the interval that holds a new draw, over the standard deviation of `samples` draws: Student's t.
+
+    Raises:
+        InputError: fewer than two samples, or a level outside (0, 1).
+    """
+    if samples < 2 or not 0 < level < 1:
+        raise InputError(f"an interval needs two samples and a level between 0 and 1, not {samples} and {level}")
+    return float(stats.t.ppf((1 + level) / 2, samples - 1)) * math.sqrt(1 + 1 / samples)
+
+
+def coverage(mean: Tensor, std: Tensor, truth: Tensor, samples: int, level: float = 0.9, scale: float = 1.0) -> float:
+    """Share of the true values within `mean +- scale factor std`; for tensors of one shape, masked by the caller."""
+    half = scale * interval_factor(samples, level) * std
+    return float(((truth - mean).abs() <= half).double().mean())
+
+
+def coverage_curve(
+    mean: Tensor, std: Tensor, truth: Tensor, samples: int, levels: Sequence[float] = (0.5, 0.68, 0.8, 0.9, 0.95)
+) -> dict[float, float]:
+    """Coverage by nominal level: the diagonal is calibrated."""
+    return {level: coverage(mean, std, truth, samples, level) for level in levels}
+
+
+def conformal_scale(mean: Tensor, std: Tensor, truth: Tensor, samples: int, level: float = 0.9) -> float:
+    """The factor on the intervals at which they hold `level` of these true values (split conformal; Vovk et al. 2005).
+
+    On exchangeable new data the coverage is then `level` to within 1 / (n + 1) for n independent values. Pixels of a picture are
+    not independent, so the number of subjects decides how sure that is.
+    """
+    score = ((truth - mean).abs() / (interval_factor(samples, level) * std).clamp_min(1e-12)).flatten().double()
+    rank = min(score.numel(), math.ceil(level * (score.numel() + 1)))
+    return float(score.kthvalue(rank).values)
+
+
+def prior_share(measurement: Measurement, like: Tensor, std: float, *, probes: int = 8, seed: int = 0) -> Tensor:
+    """How much of each pixel comes from the prior alone: 0 measured, 1 prior; `(B, *domain)`.
+
+        share_j = [ (std^2 A^H W^H W A + 1)^-1 ]_jj
+
+    the posterior over the prior variance of pixel j for details that are white with standard deviation `std`: what the data cannot
+    tell about a detail of that size. By random signs (Hutchinson; Bekas, Kokiopoulou and Saad 2007), averaged over 5 x 5 pixels
+    where the domain has two dimensions: within some 0.5 / sqrt(probes) of a pixel's, 0.1 / sqrt(probes) where it varies slowly.
+
+    Args:
+        measurement: with a linear operator.
+        like: a tensor of the domain's shape and batch.
+        std: size of the details in question, in the domain's units.
+    """
+    total = torch.zeros_like(like.real if like.is_complex() else like)
+    shift = torch.full_like(total[:1].flatten()[:1], 1 / std**2)
+    normal = measurement.whitened_normal
+    noise = Noise.of(seed, [f"share {i}" for i in range(len(like))])
+    for _ in range(probes):
+        sign = noise.normal(like).real.sign().to(like.dtype)
+        preconditioner = None if measurement.preconditioner is None else measurement.preconditioner(shift.reshape(()))
+        solved = conjugate_gradient(
+            lambda z: normal(z) + z / std**2,
+            sign / std**2,
+            iterations=50,
+            tolerance=1e-3,
+            preconditioner=preconditioner,
+        )
+        total += (sign.conj() * solved).real if like.is_complex() else sign * solved
+    share = total / probes
+    if share.ndim == 4:
+        share = F.avg_pool2d(share, 5, stride=1, padding=2, count_include_pad=False)
+    return share.clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """What a prior's network makes of the pictures it was trained on, to tell others from them.
+
+    A picture is described by the network itself: the logarithm of its denoising error at `LEVELS`, and mean and root mean square of
+    its deepest features over the object. The distance is that of Mahalanobis under a covariance shrunk to the diagonal (Ledoit and
+    Wolf 2004; for deep features Lee et al. 2018); it is told as a multiple of the 95th percentile of pictures of other subjects,
+    so that 1 is the edge of the usual.
+
+    Attributes:
+        mean, scale: of each number, `(D,)`.
+        basis, power: principal directions `(K, D)` and variances `(K,)` of the numbers over scale.
+        limits: 95th percentile of the distance by error and by features, on pictures of subjects that were not trained on.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    basis: Tensor
+    power: Tensor
+    limits: Tensor
+
+    shrinkage = 0.7
+    errors = len(LEVELS)
+
+    @classmethod
+    def fit(cls, known: Tensor, held_out: Tensor) -> Familiarity:
+        """From the descriptions `(n, D)` of training pictures and of pictures of other subjects."""
+        if len(known) < 8 or len(held_out) < 4:
+            raise InputError(
+                f"familiarity needs at least 8 pictures trained on and 4 others, not {len(known)} and {len(held_out)}"
+            )
+        mean, scale = known.mean(0), known.std(0).clamp_min(1e-6)
+        _, s, v = torch.linalg.svd(((known - mean) / scale)[:, cls.errors :], full_matrices=False)
+        kept = cls(mean, scale, v, s**2 / len(known), torch.ones(2))
+        limits = torch.quantile(kept.distances(held_out), 0.95, dim=0)
+        return cls(mean, scale, v, s**2 / len(known), limits)
+
+    def distances(self, described: Tensor) -> Tensor:
+        """`(n, 2)`: by denoising error, and by features."""
+        u = (described - self.mean) / self.scale
+        by_error, deep = u[:, : self.errors].square().mean(1), u[:, self.errors :]
+        c = deep @ self.basis.T
+        rest = (deep.square().sum(1) - c.square().sum(1)).clamp_min(0)
+        lam = self.shrinkage
+        by_feature = (c.square() / ((1 - lam) * self.power + lam)).sum(1) + rest / lam
+        return torch.stack([by_error, by_feature], 1)
+
+    def score(self, described: Tensor) -> Tensor:
+        """How strange each picture is, `(n,)`: above 1 is stranger than 95 % of other subjects' pictures in one respect."""
+        return (self.distances(described) / self.limits).amax(1).sqrt()
+
+    @classmethod
+    def of(cls, prior: Prior) -> Familiarity | None:
+        """That of a prior; None where its file holds none."""
+        names = ("mean", "scale", "basis", "power", "limits")
+        found = [prior.statistics.get(f"familiarity.{name}") for name in names]
+        return None if any(tensor is None for tensor in found) else cls(*found)  # type: ignore[arg-type]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As `Prior.statistics` holds them."""
+        return {f"familiarity.{name}": getattr(self, name) for name in ("mean", "scale", "basis", "power", "limits")}
+
+
+@torch.no_grad()
+def describe(prior: Prior, pictures: Tensor, objects: Tensor) -> Tensor:
+    """The numbers of `Familiarity`, `(B, D)`.
+
+    Args:
+        prior: with a U-Net of this suite.
+        pictures: `(B, C, *spatial)` in network units.
+        objects: bool `(B, 1, *spatial)`, where there is something; air around it says nothing.
+    """
+    deepest = _deepest(prior)
+    seen: list[Tensor] = []
+    handle = deepest.register_forward_hook(lambda module, given, out: seen.append(out.float()))
+    denoiser = prior.denoiser(precision="float32")
+    weight = objects.to(pictures.dtype)
+    axes = tuple(range(2, pictures.ndim))
+    size = weight.sum(axes).clamp_min(1.0)
+    errors, features = [], []
+    try:
+        for number, level in enumerate(LEVELS):
+            white = torch.randn(pictures.shape[1:], generator=generator(number, "familiarity")).to(pictures.device)
+            t = prior.process.time_of_log_snr(torch.full((1,) * pictures.ndim, -math.log(level), dtype=torch.float64))
+            seen.clear()
+            alpha = prior.process.alpha(t).to(pictures)
+            mean = denoiser(alpha * (pictures + level * white), t.to(pictures.device))
+            error = ((mean - pictures).square().mean(1, keepdim=True) * weight).sum(axes) / size
+            errors.append((error + 1e-8).log())
+            deep = torch.cat(seen)
+            coarse = (
+                F.adaptive_avg_pool2d(weight, (deep.shape[2], deep.shape[3]))
+                if deep.ndim == 4
+                else torch.ones_like(deep[:, :1])
+            )
+            total = coarse.sum(axes).clamp_min(1e-3)
+            features += [(deep * coarse).sum(axes) / total, ((deep.square() * coarse).sum(axes) / total).sqrt()]
+    finally:
+        handle.remove()
+    return torch.cat([*errors, *features], 1)
+
+
+def _deepest(prior: Prior) -> nn.Module:
+    levels = getattr(getattr(prior.net, "network", None), "down", None)
+    if not isinstance(levels, nn.ModuleList):
+        raise InputError(
+            f"the prior {prior.card.name} has another architecture; only this suite's U-Net shows its features"
+        )
+    block: nn.Module = levels[-1][-1]  # type: ignore[index]
+    return block
