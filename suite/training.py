@@ -240,7 +240,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
-            "config": self.config.model_dump(),
+            "config": self.config.model_dump(mode="json"),
         }
         partial = self.checkpoint.with_name(f".{self.checkpoint.name}.partial")
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata={"state": json.dumps(state)})
@@ -260,7 +260,7 @@ class Trainer:
                 tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - safe_open is no mapping
         except (SafetensorError, OSError, KeyError, ValueError):
             raise InputError(f"the checkpoint {self.checkpoint} is damaged; start without --resume") from None
-        if {**state["config"], "steps": 0} != {**self.config.model_dump(), "steps": 0}:
+        if {**state["config"], "steps": 0} != {**self.config.model_dump(mode="json"), "steps": 0}:
             raise InputError(
                 f"the checkpoint {self.checkpoint} was made by another configuration; start without --resume"
             )

@@ -96,8 +96,10 @@ def familiarity(prior: Prior, found: Sides, tell: Callable[[int], None] = lambda
     return Familiarity.fit(torch.cat(rows["known"]), torch.cat(rows["held_out"]))
 
 
-def intervals(prior: Prior, found: Sides, config: CalibrationConfig) -> dict[str, Any]:
-    """The conformal scale of 90 % intervals on simulated scans of the held-out subjects, and what it was measured on."""
+def draws(
+    prior: Prior, found: Sides, config: CalibrationConfig
+) -> tuple[list[str], list[tuple[Tensor, Tensor, Tensor]]]:
+    """Subjects, and mean, std and truth in HU of the body's pixels of each reconstructed slice of theirs."""
     names = [n for n in found.held_out if any(fnmatch(n, p) for p in config.intervals)]
     settings = ReconstructConfig(method="daps", samples=config.samples, steps=config.steps)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -127,11 +129,17 @@ def intervals(prior: Prior, found: Sides, config: CalibrationConfig) -> dict[str
             parts.append(
                 ((out.image[0, 0] * hu - 1000)[body], (out.std[0, 0] * hu)[body], torch.from_numpy(truth)[body])
             )
-    mean, std, truth_hu = (torch.cat([part[i] for part in parts]) for i in range(3))
+    return names, parts
+
+
+def intervals(prior: Prior, found: Sides, config: CalibrationConfig) -> dict[str, Any]:
+    """The conformal scale of 90 % intervals on simulated scans of the held-out subjects, and what it was measured on."""
+    names, parts = draws(prior, found, config)
+    mean, std, truth = (torch.cat([part[i] for part in parts]) for i in range(3))
     return {
         "what": "factor on 90 % intervals of daps so that they hold 90 % of the body's pixels of these subjects",
-        "scale": round(conformal_scale(mean, std, truth_hu, config.samples), 4),
-        "coverage_before": round(coverage(mean, std, truth_hu, config.samples), 4),
+        "scale": round(conformal_scale(mean, std, truth, config.samples), 4),
+        "coverage_before": round(coverage(mean, std, truth, config.samples), 4),
         "sharpness_hu": round(float(std.mean()), 2),
         "level": 0.9,
         **config.model_dump(include={"views", "photons", "samples", "steps"}),
