@@ -1,0 +1,107 @@
+"""The verbs of the hyperspectral domain. Torch is imported inside them, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from suite.domain import Domain, Part
+from suite.options import MainOptions, VerbGroup, common_options, main_options
+
+_PATH = click.Path(path_type=Path)
+CASES = ("gaussian", "noniid", "stripe", "deadline", "impulse", "mixture")
+
+
+@click.group(cls=VerbGroup)
+def hyperspectral() -> None:
+    """Hyperspectral cubes: remove noise, stripes, dead lines and impulses, and say how far to trust the result."""
+
+
+@hyperspectral.command()
+@click.argument("path", type=_PATH)
+@common_options("key", "json_to")
+def info(path: Path, key: str | None, json_to: str | None) -> None:
+    """What is in a hyperspectral file."""
+    from domains.hyperspectral.data import describe
+    from suite.records import emit
+
+    facts = describe(path, key=key)
+    if not emit(facts, json_to):
+        for name, value in facts.items():
+            click.echo(f"{name:24} {value}")
+
+
+@hyperspectral.command()
+@click.argument("cube", type=_PATH)
+@click.option("--case", type=click.Choice(CASES), default="gaussian", show_default=True)
+@click.option(
+    "--sigma", type=float, default=50.0, show_default=True, help="Of the case gaussian, in 1/255 of a band's range."
+)
+@common_options("output", "seed", "key", "overwrite", "quiet", "json_to")
+def simulate(cube: Path, **given: Any) -> None:
+    """Add one of the standard noise cases to a clean cube."""
+    from domains.hyperspectral.verbs import simulate_verb
+
+    simulate_verb(cube, given)
+
+
+@hyperspectral.command()
+@click.argument("cube", type=_PATH)
+@click.option(
+    "--repair-bad", is_flag=True, help="Also restore bands that the file flags as bad (as far as they hold values)."
+)
+@main_options
+def denoise(cube: Path, repair_bad: bool, options: MainOptions) -> None:
+    """Denoise a cube (ENVI, MATLAB, NetCDF, GeoTIFF, PRISMA, NumPy); the result comes in the same format."""
+    from domains.hyperspectral.verbs import denoise_verb
+
+    denoise_verb(cube, repair_bad, options)
+
+
+@hyperspectral.command()
+@click.argument("result", type=_PATH)
+@click.option("--reference", type=_PATH, required=True, metavar="CUBE", help="The clean cube.")
+@common_options("key", "json_to")
+def evaluate(result: Path, reference: Path, key: str | None, json_to: str | None) -> None:
+    """Compare a result (folder or cube) with its reference: PSNR, SSIM, spectral angle, ERGAS."""
+    from domains.hyperspectral.verbs import evaluate_verb
+
+    evaluate_verb(result, reference, key, json_to)
+
+
+@hyperspectral.command()
+@click.option("--data", type=_PATH, multiple=True, required=True, metavar="DIR", help="Clean cubes; repeatable.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint beside the output.")
+@click.option("--minutes", type=float, metavar="M", help="Stop after M minutes; --resume goes on.")
+@common_options("output", "device", "config", "overrides", "seed", "overwrite", "quiet", "json_to")
+def train(data: tuple[Path, ...], **given: Any) -> None:
+    """Train the spatial prior on your own scenes, split by scene."""
+    from domains.hyperspectral.training_verb import train_verb
+
+    train_verb(data, given)
+
+
+def demo(output: Path, *, overwrite: bool, quiet: bool) -> Path:
+    """Denoise a simulated scene, as no hyperspectral cube ships with a dependency."""
+    from domains.hyperspectral.verbs import demo_run
+
+    return demo_run(output, overwrite=overwrite, quiet=quiet)
+
+
+def is_input(path: Path) -> bool:
+    """A cube by its name; of ENVI's pair the header."""
+    names = (".hdr", ".mat", ".nc", ".nc4", ".tif", ".tiff", ".npz", ".npy", ".he5")
+    return path.is_file() and path.name.lower().endswith(names)
+
+
+DOMAIN = Domain(
+    name="hyperspectral",
+    help="Hyperspectral denoising: noise, stripes, dead lines, impulses.",
+    group=hyperspectral,
+    demo=demo,
+    weights=Path(__file__).parent / "weights",
+    is_input=is_input,
+    optional=(Part("rasterio", "GeoTIFF", "geotiff"),),
+)

@@ -1,0 +1,193 @@
+"""What the hyperspectral verbs do, from file to file."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from domains.hyperspectral.containers import Cube
+from domains.hyperspectral.data import READERS, input_files, read_cube, write_like, write_new
+from domains.hyperspectral.metrics import NORMALISATION
+from domains.hyperspectral.metrics import evaluate as evaluate_cubes
+from domains.hyperspectral.output import band_table, report_of, sentences, write_bands
+from domains.hyperspectral.pipeline import (
+    CLASSICAL,
+    DenoiseConfig,
+    Denoised,
+    choose_method,
+    denoise,
+    load_hyperspectral_prior,
+)
+from domains.hyperspectral.simulation import SimulationConfig, degrade
+from suite.config import load_config
+from suite.errors import InputError
+from suite.options import MainOptions, command_line
+from suite.records import emit
+from suite.report import write_report
+from suite.run import Run, resolve_device, sha256_file
+
+
+def simulate_verb(path: Path, given: dict[str, Any]) -> None:
+    """`hyperspectral simulate`: clean cube -> noisy cube in the same physical units."""
+    output: Path = given["output"]
+    if not math.isfinite(given["sigma"]) or given["sigma"] < 0:
+        raise InputError(f"--sigma {given['sigma']}: a finite number of at least 0 is needed")
+    options = {"case": given["case"], "sigma": given["sigma"], "seed": given["seed"] or 0}
+    config = load_config(SimulationConfig, options=options)
+    cube = read_cube(path, given["key"])
+    with Run(
+        output,
+        domain="hyperspectral",
+        config=config,
+        inputs=input_files(cube),
+        command=command_line(),
+        seed=config.seed,
+        as_file=True,
+        overwrite=given["overwrite"],
+    ) as run:
+        for sentence in cube.warnings:
+            run.warn(sentence)
+        run.extra |= {"normalisation": NORMALISATION.replace("the reference", "the clean cube")}
+        noisy = degrade(cube.values(), config)
+        if not (cube.kind == "envi" and output.suffix.lower() == ".hdr"):  # there the header, with its scale, is kept
+            noisy = noisy * np.float32(cube.scale) + np.float32(cube.offset)
+        written = write_new(cube, noisy, run.output(output.name))
+        for part in written:
+            if part.name != output.name:  # ENVI's raw file goes before its header, which the run moves
+                os.replace(part, output.with_name(part.name))
+    if not emit(run.record, given["json_to"]) and not given["quiet"]:
+        click.echo(f"{output}: {' x '.join(map(str, cube.shape))}, case {config.case}, seed {config.seed}")
+
+
+def denoise_verb(path: Path, repair_bad: bool, options: MainOptions) -> None:
+    """`hyperspectral denoise`: cube -> result folder."""
+    config = load_config(DenoiseConfig, options.config, options.overrides, options.given())
+    config = config.model_copy(update={"repair_bad": config.repair_bad or repair_bad})
+    method = choose_method(config)
+    device = resolve_device(config.device)
+    cube = read_cube(path, config.key)
+    with Run(
+        options.output,
+        domain="hyperspectral",
+        config=config,
+        inputs=input_files(cube),
+        command=options.command,
+        device=device,
+        seed=config.seed,
+        method=method,
+        overwrite=options.overwrite,
+    ) as run:
+        for sentence in cube.warnings:
+            run.warn(sentence)
+        prior = None if method in CLASSICAL else load_hyperspectral_prior(config.prior, device)
+        if prior is not None:
+            run.prior = {"name": prior.card.name, "sha256": prior.sha256}
+        result = denoise(cube, method, prior, config, sha256_file(run.input_files[0][0]), run.clock)
+        _leave(run, cube, result)
+        run.estimator = "point" if prior is None else "mean"
+        if options.report:
+            write_report(report_of(run, cube, result, band_table(cube, result)), run.output("report.html"))
+    if not emit(run.record, options.json_to) and not options.quiet:
+        _tell(options.output, run.record)
+
+
+def _leave(run: Run, cube: Cube, result: Denoised) -> None:
+    """The files of a result and what the record says of it."""
+    if not np.isfinite(result.data[..., result.model.used]).any():
+        raise RuntimeError("the result is not finite")
+    suffix = "" if cube.source is None else cube.source.suffix
+    write_like(cube, result.data, run.output(f"denoised{suffix}"))
+    if result.std is not None:
+        kind = {"envi": ".hdr", "mat": ".mat", "mat73": ".mat", "npy": ".npy"}.get(cube.kind, ".npz")
+        write_new(replace(cube, kind="new", key="std"), result.std, run.output(f"std{kind}"))
+    rows = band_table(cube, result)
+    write_bands(rows, run.output("bands.csv"))
+    for sentence in sentences(rows, result):
+        run.warn(sentence)
+    run.nfe, run.misfit_chi2 = result.evaluations, result.chi2
+    run.metrics = {
+        "residual_correlation_along": result.whiteness[0],
+        "residual_correlation_across": result.whiteness[1],
+        "median_snr": float(np.median(result.model.signal / result.model.sigma)),
+        "values_lost": float(result.lost.mean()),
+        "striped_columns": float((result.model.stripes != 0).mean()),
+    }
+    run.extra |= {"rank": result.model.rank, "noise_estimate": "from the cube itself"}
+
+
+def _tell(output: Path, record: dict[str, Any]) -> None:
+    click.echo(
+        f"{output}: {record['method']} ({record['estimator']}), rank {record['rank']}, {record['nfe']} network evaluations, "
+        f"{record['seconds']['total']:.1f} s, residual chi-square {record['misfit_chi2']:.3f}"
+    )
+    for sentence in record["warnings"]:
+        click.echo(f"Note: {sentence}")
+
+
+def result_file(path: Path) -> Path:
+    """The cube of a result folder, or the file itself.
+
+    Raises:
+        InputError: a folder without a `denoised` cube.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(file for file in path.glob("denoised.*") if file.suffix.lower() in READERS)
+    if not found:
+        raise InputError(f"{path}: holds no denoised cube; name the folder of a finished run, or a cube")
+    return found[0]
+
+
+def evaluate_verb(result: Path, reference: Path, key: str | None, json_to: str | None) -> None:
+    """`hyperspectral evaluate`: result and truth -> metrics."""
+    truth = read_cube(reference, key)
+    found = evaluate_cubes(read_cube(result_file(result)), truth)
+    if not emit(found, json_to):
+        for name, value in found["metrics"].items():
+            click.echo(f"{name:10} {'-' if value is None else format(value, '10.4f')}")
+        click.echo(f"Normalisation: {found['settings']['normalisation']}.")
+
+
+def demo_scene() -> np.ndarray:
+    """A picture of scikit-image as a scene of 60 bands: smooth spectra mixed by its colours, `(rows, columns, bands)`."""
+    from skimage.data import astronaut
+
+    colours = astronaut()[:192, 96:288].astype(np.float32) / 255
+    band = np.linspace(0, 1, 60)
+    spectra = np.stack([np.exp(-0.5 * ((band - centre) / 0.3) ** 2) for centre in (0.2, 0.5, 0.85)]).astype(np.float32)
+    return np.asarray(colours @ spectra)
+
+
+def demo_run(output: Path, *, overwrite: bool, quiet: bool) -> Path:
+    """The demonstration: a picture as a scene, with the mixture of all noise cases."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "scene.npy"
+        np.save(file, degrade(demo_scene(), SimulationConfig(case="mixture")))
+        options = MainOptions(
+            output=output,
+            method=None,
+            steps=None,
+            samples=None,
+            seed=0,
+            device="auto",
+            prior=None,
+            config=None,
+            overrides=(),
+            key=None,
+            report=True,
+            overwrite=overwrite,
+            quiet=quiet,
+            json_to=None,
+            command=("diffsuite", "demo", "hyperspectral"),
+        )
+        if not quiet:
+            click.echo("No hyperspectral cube ships with a dependency: the demonstration is a simulated scene.")
+        denoise_verb(file, False, options)
+    return output / "report.html"
