@@ -16,7 +16,8 @@ from suite.run import sha256_file
 
 PACKAGES = (
     "torch", "numpy", "scipy", "numba", "monai", "nibabel", "pydicom", "h5py", "scikit-image", "safetensors", "pyyaml",
-    "rich", "click", "pydantic", "jinja2", "pillow", "psutil", "soundfile", "soxr", "pystoi", "xarray", "zarr", "h5netcdf", "scores",
+    "rich", "click", "pydantic", "jinja2", "pillow", "psutil", "soundfile", "soxr", "pystoi", "xarray", "zarr", "h5netcdf",
+    "scores",
 )  # fmt: skip
 
 OPTIONAL = (
