@@ -1,0 +1,51 @@
+"""Settings of `speech enhance`, and what it tells about a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from suite.config import MainConfig
+
+
+class EnhanceConfig(MainConfig):
+    """Settings of `speech enhance`.
+
+    Attributes:
+        method: None: bridge.
+        block: seconds restored at a time.
+        overlap: seconds on either side of a block that are computed with it, at most; null: all that its result depends on.
+        precision: of the network.
+        wiener: also write the classical reference.
+        rir, bandwidth, gaps, clip: what happened to the recording, one of them (posterior mode): a room response, a band limit in
+            Hz, lost stretches (a table), the level it was clipped at (full scale is 1).
+        noise_db: noise relative to the recording's root mean square (posterior mode); null: estimated.
+        iterations: conjugate gradients of each data step (posterior mode).
+    """
+
+    block: float = Field(default=10.0, gt=0)
+    overlap: float | None = Field(default=6.0, ge=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    wiener: bool = True
+    rir: Path | None = None
+    bandwidth: float | None = None
+    gaps: Path | None = None
+    clip: float | None = None
+    noise_db: float | None = None
+    iterations: int = Field(default=20, ge=1)
+
+    @property
+    def informed(self) -> list[str]:
+        """Which degradations are known."""
+        return [name for name in ("rir", "bandwidth", "gaps", "clip") if getattr(self, name) is not None]
+
+
+@dataclass(frozen=True)
+class Enhanced:
+    """What is told about a finished file."""
+
+    metrics: dict[str, float | None]
+    warnings: list[str]

@@ -1,0 +1,68 @@
+"""The methods of `speech enhance`: each is a plan for one and the same network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from suite.errors import InputError
+from suite.grid import time_grid
+from suite.process import ouve, sb_ve
+from suite.restoration import Plan
+from suite.solver import DDIM, DPMpp2M, PredictorCorrector
+
+QUIET = 0.02
+"""Noise of the bridge that restores: less than the 0.4 it is trained with, for the same network serves every level."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method.
+
+    Attributes:
+        name: on the command line.
+        steps: network evaluations it takes when not told otherwise.
+        plan: of at most so many evaluations (posterior mode has its own, see `domains.speech.informed`).
+        samples: its result is a draw (else a point estimate).
+    """
+
+    name: str
+    steps: int
+    plan: Callable[[int], Plan]
+    samples: bool = True
+
+
+def _predict(steps: int) -> Plan:
+    return Plan()
+
+
+def _bridge(steps: int) -> Plan:
+    process = sb_ve(c=QUIET)
+    return Plan(process, DDIM(), time_grid(process, steps))
+
+
+def _storm(steps: int) -> Plan:
+    if steps < 2:
+        raise InputError(
+            "storm takes at least 2 evaluations, one to predict and one to regenerate; use predict for one"
+        )
+    process = ouve(sigma_min=0.05, sigma_max=0.5)
+    return Plan(process, DPMpp2M(), time_grid(process, steps - 1, "logsnr", log_snr_range=(-5.0, 3.0)), two_stage=True)
+
+
+def _sgmse(steps: int) -> Plan:
+    process, solver = ouve(sigma_min=0.1, sigma_max=1.0), PredictorCorrector(snr=0.5, predictor=DDIM(1.0))
+    return Plan(process, solver, time_grid(process, solver.steps_for(steps)))
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("bridge", 2, _bridge),
+        Method("predict", 1, _predict, samples=False),
+        Method("storm", 8, _storm),
+        Method("sgmse", 30, _sgmse),
+        Method("posterior", 30, _predict, samples=False),
+    )
+}
+"""bridge: Jukic et al. 2024. storm: Lemercier et al. 2023. sgmse: Richter et al. 2023, predictor-corrector."""
