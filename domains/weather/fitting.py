@@ -1,0 +1,220 @@
+"""`weather fit` from containers to a model: estimate, train, calibrate the spread, write the card."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from domains.weather.baselines import fit_baselines
+from domains.weather.containers import Ensemble
+from domains.weather.denoiser import SeedDenoiser, condition, process_for, sample_residual, scalars_of
+from domains.weather.model import WeatherCard, WeatherModel, lead_scalar
+from domains.weather.network import FieldNet
+from domains.weather.preparation import FitConfig, Prepared, TrainingSet, prepare
+from domains.weather.training import SeedTrainer
+from suite.noise import generator
+
+STORED_VALUES = 2_000_000  # of training fields that go into the model file
+STORED_FIELDS = 256
+CALIBRATION_MEMBERS = 8
+CALIBRATION_VALUES = 200_000  # members x points
+LIMITS = [
+    "It knows only the ensemble, the grid, the leads and the season it was fitted on; elsewhere its members mean nothing.",
+    "It adds no information to the seeds: from two members nobody can know the mean of the full ensemble.",
+    "Not for warnings or decisions about safety without verification on your own recent dates.",
+]
+
+
+def fit_model(
+    ensemble: Ensemble,
+    truth: Ensemble | None,
+    config: FitConfig,
+    output: Path,
+    device: torch.device,
+    *,
+    minutes: float | None = None,
+    resume: bool = False,
+    report: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> tuple[WeatherModel, list[str]]:
+    """A model of an ensemble, and what to tell about it.
+
+    Args:
+        minutes: wall budget of everything, reading to calibration.
+
+    Raises:
+        InputError: see `prepare`; or nothing to resume.
+    """
+    began = time.monotonic()
+    data = prepare(ensemble, truth, config)
+    baselines = fit_baselines(data.train)
+    grid = {"periodic": ensemble.grid.periodic, "poles": ensemble.grid.poles}
+    trainer = SeedTrainer(config, data, output, device, grid)
+    if resume:
+        trainer.resume()
+    if minutes is not None:
+        spent = (time.monotonic() - began) / 60
+        trainer.minutes = max(0.02 * minutes, 0.92 * minutes - spent)
+    trainer.run(report, trainer.minutes)
+    kept = keep_what_helps(trainer)
+    net: FieldNet = trainer.average.float().eval()  # type: ignore[assignment]
+    spread = calibrate(net, data, trainer, config)
+    fields, season = _library(data.train)
+    card = _card(ensemble, truth, config, data, trainer, (spread, kept), minutes)
+    lat, lon = (torch.from_numpy(x).float() for x in (ensemble.grid.latitude, ensemble.grid.longitude))
+    model = WeatherModel(net, data.climate, data.linear, baselines, fields, season, lat, lon, card)
+    return model, data.warnings
+
+
+@torch.no_grad()
+def keep_what_helps(trainer: SeedTrainer) -> float:
+    """Scale the network's correction by the factor in [0, 1] that predicts the development dates best; returns it.
+
+    The loss is quadratic in the factor, so three values of it give the minimum; 0 leaves the linear-Gaussian law. Without
+    development dates nothing is scaled.
+    """
+    if trainer.data.development is None:
+        return 1.0
+    tail = trainer.average.tail.conv  # type: ignore[union-attr]
+    weight, bias = tail.weight.clone(), tail.bias.clone()  # type: ignore[operator, union-attr]
+
+    def loss(factor: float) -> float:
+        tail.weight.copy_(factor * weight)  # type: ignore[operator, union-attr]
+        tail.bias.copy_(factor * bias)  # type: ignore[operator, union-attr]
+        return sum(trainer.validate().values())
+
+    none, half, whole = loss(0.0), loss(0.5), loss(1.0)
+    curvature = 2 * (whole + none - 2 * half)
+    factor = (none - whole + curvature) / (2 * curvature) if curvature > 0 else float(whole < none)
+    factor = round(min(max(factor, 0.0), 1.0), 3)
+    factor = 1.0 if factor > 0.95 else factor
+    loss(factor)
+    return factor
+
+
+@torch.no_grad()
+def calibrate(net: FieldNet, data: Prepared, trainer: SeedTrainer, config: FitConfig) -> list[float]:
+    """For each lead the factor on the spread that makes it equal the error of the mean on the development dates.
+
+    With M members and two seeds, `sqrt((M + 1)/M) spread / RMSE = 1`; 1.0 where there are too few dates.
+    """
+    held = data.development
+    if held is None or held.dates < 10:
+        return [1.0] * data.train.steps
+    factors = []
+    kind = held.kinds[-1]
+    seeds = min(2, held.most_seeds(kind))
+    for step in range(held.steps):
+        factor = 1.0
+        for _ in range(2):
+            factor *= _error_over_spread(net, data, trainer, config, (step, kind, seeds), factor)
+        factors.append(round(min(max(factor, 0.5), 2.0), 4))
+    return factors
+
+
+def _error_over_spread(
+    net: FieldNet, data: Prepared, trainer: SeedTrainer, config: FitConfig, which: tuple[int, str, int], factor: float
+) -> float:
+    step, kind, seeds = which
+    held = data.development
+    assert held is not None
+    rng = generator(0, f"calibration {step}")
+    count = int(min(3 * held.dates, max(20, CALIBRATION_VALUES // (CALIBRATION_MEMBERS * data.mask.numel()))))
+    rows = (
+        torch.arange(count) % held.dates if count >= held.dates else torch.randperm(held.dates, generator=rng)[:count]
+    )
+    law, device = trainer.law(*which), trainer.device
+    squares, variances = [], []
+    for part in rows.split(max(1, 64 * 1024 // data.mask.numel())):
+        x, y = held.draw(step, kind, seeds, part, rng)
+        scalars = scalars_of(seeds, kind == "truth", lead_scalar(data.leads_hours, step), held.season[part])
+        tensors = (x, scalars, data.static, data.mask)
+        given = condition(net, law, *(t.to(device) for t in tensors))
+        members: list[Tensor] = []
+        for _ in range(CALIBRATION_MEMBERS):
+            eps = torch.randn(y.shape, generator=rng).to(device)
+            denoiser = SeedDenoiser(net, given, process_for(law))
+            residual = sample_residual(denoiser, eps, spread=factor)
+            members.append((given.mean + residual).cpu())
+        sample = torch.stack(members)
+        squares.append(((sample.mean(0) - y) * data.mask).square().mean())
+        variances.append((sample.var(0) * data.mask).mean())
+    inflation = (CALIBRATION_MEMBERS + 1) / CALIBRATION_MEMBERS
+    return float((torch.stack(squares).mean() / (inflation * torch.stack(variances).mean())).sqrt())
+
+
+def _library(train: TrainingSet) -> tuple[Tensor, Tensor]:
+    """Training fields spread over the dates, `(F, C, H, W)`, and their season."""
+    goal = train.targets[0] if train.truth is None else train.truth[0][:, None]
+    points = goal[0, 0].numel()
+    count = max(1, min(STORED_FIELDS, STORED_VALUES // points, goal.shape[0] * goal.shape[1]))
+    index = torch.linspace(0, goal.shape[0] * goal.shape[1] - 1, count).long()
+    rows, members = index // goal.shape[1], torch.arange(count) % goal.shape[1]
+    members = members if count < goal.shape[0] * goal.shape[1] else index % goal.shape[1]
+    return goal[rows, members].clone(), train.season[rows].clone()
+
+
+def _card(
+    ensemble: Ensemble,
+    truth: Ensemble | None,
+    config: FitConfig,
+    data: Prepared,
+    trainer: SeedTrainer,
+    fitted: tuple[list[float], float],
+    minutes: float | None,
+) -> WeatherCard:
+    kinds = data.train.kinds
+    held = data.development
+    count = int(data.train.conditions.shape[2])
+    sides = [ensemble.path.name] + ([] if truth is None else [f"{truth.path.name} (truth)"])
+    first, last = (str(t)[:10] for t in (ensemble.time.min(), ensemble.time.max()))
+    budget = f" --minutes {minutes:g}" if minutes is not None else ""
+    words = f"{ensemble.path.name}{'' if truth is None else f' --truth {truth.path.name}'}"
+    return WeatherCard(
+        name=trainer.output.stem,
+        description=config.description
+        or f"{', '.join(c.label for c in ensemble.channels)} on {ensemble.grid.describe()}",
+        variables=[
+            {
+                "name": c.name,
+                "level": c.level,
+                "units": c.units,
+                "standard_name": c.attributes.get("standard_name"),
+                "rain_like": i in data.rain,
+            }
+            for i, c in enumerate(ensemble.channels)
+        ],
+        grid=ensemble.grid.describe(),
+        periodic=ensemble.grid.periodic,
+        poles=ensemble.grid.poles,
+        homogeneous=data.homogeneous,
+        leads_hours=data.leads_hours,
+        season=data.months,
+        members=count,
+        most_seeds=data.train.most_seeds(kinds[-1]),
+        targets=list(kinds),
+        rain=list(data.rain),
+        network=trainer.net.settings,  # type: ignore[arg-type]
+        spread=fitted[0],
+        data=[f"{', '.join(sides)}: {data.train.dates} dates of {first} to {last}, {count} members"],
+        validation_data="none" if held is None else f"the last {held.dates} dates",
+        licence=config.licence,
+        training={
+            "command": f"diffsuite weather fit {words}{budget} -o {trainer.output.name}",
+            "steps": trainer.step,
+            "seconds": round(trainer.seconds),
+            "batch": config.batch,
+            "seed": config.seed,
+        },
+        validation={
+            "what": "squared denoising error over that of the linear-Gaussian law, by number of seeds (1: no better)",
+            "loss": trainer.validate(),
+            "correction_kept": fitted[1],
+            "spread_fitted_on": "nothing" if held is None else "the development dates, two seeds",
+        },
+        limits=[*config.limits, *LIMITS],
+    )
