@@ -1,6 +1,6 @@
 """The shipped robot policies: PushT, a block that is moved by hand, avoidance, and deadlines beside a busy core.
 
-    python benchmarks/robot_policies.py pusht|teleport|avoidance|deadline [--episodes N] [--json FILE]
+    python benchmarks/robot_policies.py pusht|teleport|avoidance|deadline|experts [--episodes N] [--json FILE]
 
 pusht      mean of the largest reward (coverage / 0.95, at most 1) over episodes of gym-pusht from seed 100000
 teleport   the block is put elsewhere after 60 steps, with the policy's own check for jumps switched off, so that only the
@@ -10,6 +10,9 @@ avoidance  success, entropy of the routes over log 24, and jerk, of as many robo
 deadline   2,000 calls of the PushT policy due after 20 ms, 5 ms apart, while another process keeps a core busy; no policy can
            answer while the system gives it no core, so a control loop has real-time priority:
            `chrt --reset-on-fork --fifo 10 python benchmarks/robot_policies.py deadline`
+experts    one evaluation of a network of mixed experts (4, of which 2 are used) for one robot, with the experts fused for ten
+           steps and without; random weights, which the times do not depend on; calls in turns, the
+           fastest tenth of each: on a shared machine the others tell of its other work
 
 The seeds are those of no choice made for the policies: the settings were chosen on PushT seeds 500 to 511, and on avoidance
 seeds from 1000. Which sampler does best in avoidance is read off the table itself.
@@ -28,10 +31,14 @@ import numpy as np
 import torch
 
 from domains.robot.environments import action_box, make_environment
+from domains.robot.expertcache import ExpertCache
+from domains.robot.network import ActionNetwork
 from domains.robot.policy import Policy
 from domains.robot.policyconfig import GuardConfig, PolicyConfig
 from domains.robot.running import bench_row, entropy, episode, jerk, summary
 from domains.robot.tasks.avoidance import Avoidance
+from suite.grid import time_grid
+from suite.process import process
 from suite.records import write_json
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -142,12 +149,39 @@ def deadline(calls: int, chosen: list[str], policy: str) -> list[dict[str, Any]]
     return rows
 
 
+def experts(calls: int, chosen: list[str], policy: str) -> list[dict[str, Any]]:
+    rows = []
+    for width, blocks in ((64, 4), (128, 4), (128, 6), (256, 4)):
+        torch.manual_seed(0)
+        shape = {"action_dim": 2, "horizon": 16, "condition_dim": 16, "width": width, "blocks": blocks}
+        net = ActionNetwork("mode", "edm", process("vp-cosine"), 0.5, (0.01, 40.0), shape).eval().requires_grad_(False)
+        grid = time_grid(net.process, 10, start=0.98)
+        ways = {"plain": net.denoiser(), "cached": ExpertCache(net, grid).denoiser()}
+        z, condition = torch.randn(1, 2, 16), torch.randn(1, 16)
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        deviation = 0.0
+        for call in range(calls):
+            answers = []
+            for name, way in ways.items():
+                began = time.perf_counter()
+                answers.append(way(z, grid[call % 10].reshape(1, 1, 1), condition))
+                times[name].append(time.perf_counter() - began)
+            deviation = max(deviation, float((answers[0] - answers[1]).abs().max()))
+        plain, cached = (1000 * float(np.quantile(times[name], 0.1)) for name in ways)  # the rest is other work
+        row = {"width": width, "blocks": blocks, "parameters": sum(p.numel() for p in net.parameters())}
+        row |= {"plain_ms": plain, "cached_ms": cached, "times_faster": plain / cached, "deviation": deviation}
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
 def main() -> None:
     tasks = {
         "pusht": (pusht, 50, "pusht"),
         "teleport": (teleport, 20, "pusht"),
         "avoidance": (avoidance, 400, "avoidance"),
         "deadline": (deadline, 2000, "pusht"),
+        "experts": (experts, 1000, ""),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=tasks)

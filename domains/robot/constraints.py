@@ -36,7 +36,16 @@ class Constraint:
     std: Tensor
 
     def guide(self, denoiser: Denoiser, data_std: float, noise: Noise) -> Denoiser:
-        """The denoiser of chunks that agree with the values."""
+        """The denoiser of chunks that agree with the values.
+
+        Raises:
+            InputError: the network's experts are cached.
+        """
+        if not denoiser.differentiable:
+            raise InputError(
+                "goals and real-time chunking differentiate through the network, and its experts are cached; set cache to "
+                "false"
+            )
         weight = self.std.expand_as(self.values) ** -2
 
         def inverse(precision: Tensor) -> TensorMap:  # the proximal step is diagonal: one iteration solves it

@@ -6,7 +6,6 @@ around them, so that every process and solver of the suite applies.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,34 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from suite.denoiser import HEADS, Denoiser, HeadDenoiser, target
+from domains.robot.embedding import LevelEmbedding
+from domains.robot.mode import MoDE
+from suite.denoiser import HEADS, Denoiser, HeadDenoiser, Network, target
 from suite.errors import InputError
 from suite.network import Preconditioned
 from suite.process import Process
 
 ACTION_HEADS = ("edm", "eps", "x0", "v", "flow")
-
-
-class LevelEmbedding(nn.Module):
-    """Features of the noise level of a chunk: one number for it, or one for each of its actions.
-
-    Args:
-        levels: 1, or the horizon.
-    """
-
-    frequencies: Tensor
-
-    def __init__(self, levels: int, features: int) -> None:
-        super().__init__()
-        spread = torch.exp(torch.linspace(math.log(0.5), math.log(32.0), 16))
-        self.register_buffer("frequencies", spread, persistent=False)
-        self.net = nn.Sequential(nn.Linear(32 * levels, features), nn.SiLU(), nn.Linear(features, features), nn.SiLU())
-
-    def forward(self, c_noise: Tensor) -> Tensor:
-        """`(B, features)` from `c_noise` `(B, levels)`."""
-        phase = c_noise[..., None] * self.frequencies
-        out: Tensor = self.net(torch.cat([phase.sin(), phase.cos()], dim=-1).flatten(1))
-        return out
 
 
 class _MLPBlock(nn.Module):
@@ -173,7 +152,7 @@ class FiLMUNet(nn.Module):
         return out
 
 
-BACKBONES: dict[str, type[nn.Module]] = {"mlp": ResidualMLP, "unet": FiLMUNet}
+BACKBONES: dict[str, type[nn.Module]] = {"mlp": ResidualMLP, "unet": FiLMUNet, "mode": MoDE}
 
 
 class ActionNetwork(Preconditioned):
@@ -224,30 +203,39 @@ class ActionNetwork(Preconditioned):
         Raises:
             InputError: no condition, or times per action given to a network that knows one per chunk.
         """
+        c_in, c_noise = self.inputs(z, t)
         if condition is None:
             raise InputError("an action network needs the observation as its condition, and none was given")
+        out: Tensor = self.network(c_in * z, c_noise, condition)
+        return out
+
+    def inputs(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the backbone is given at these times: the factor of `z`, and `c_noise` `(B, levels)`."""
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         c_in = self.coefficients(alpha, sigma)[2].to(z.dtype)
         ratio = (sigma / alpha.clamp_min(1e-12)).clamp(*self.sigma_range)
         c_noise = (ratio.log() / 4).to(z.dtype).flatten(1)
         if c_noise.shape[1] not in (1, self.levels):
             raise InputError("this network was trained with one noise level per chunk; train it with stream.share > 0")
-        c_noise = c_noise.expand(len(z), self.levels)
-        out: Tensor = self.network(c_in * z, c_noise, condition)
-        return out
+        return c_in, c_noise.expand(len(z), self.levels)
 
-    def mean(self, z: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """`E[x0 | z]` of the edm head."""
-        c_skip, c_out, _ = self.coefficients(self.process.alpha(t), self.process.sigma(t))
-        return c_skip.to(z.dtype) * z + c_out.to(z.dtype) * self.raw(z, t, condition)
+    def denoiser(self, cached: Network | None = None) -> Denoiser:
+        """`E[x0 | z]`, read from the head; `cached` stands in for `raw`, and no gradient passes through it."""
+        raw, differentiable = cached or self.raw, cached is None
 
-    def denoiser(self) -> Denoiser:
+        def mean(z: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+            c_skip, c_out, _ = self.coefficients(self.process.alpha(t), self.process.sigma(t))
+            return c_skip.to(z.dtype) * z + c_out.to(z.dtype) * raw(z, t, condition)
+
         if self.head in HEADS:
-            return HeadDenoiser(self.raw, self.process, self.head)
-        return HeadDenoiser(self.mean, self.process, "x0")
+            return HeadDenoiser(raw, self.process, self.head, differentiable=differentiable)
+        return HeadDenoiser(mean, self.process, "x0", differentiable=differentiable)
 
     def loss(self, x0: Tensor, condition: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """Squared error of the head's own target, one value per chunk `(B,)`; `t` is `(B,)` or `(B, H)`."""
+        """Squared error of the head's own target, one value per chunk `(B,)`; `t` is `(B,)` or `(B, H)`.
+
+        In training mode the load balance of mixed experts is added.
+        """
         time = t.reshape(len(t), 1, -1)
         z = self.process.marginal(x0, time, eps)
         out = self.raw(z, time, condition)
@@ -256,4 +244,7 @@ class ActionNetwork(Preconditioned):
         else:
             c_skip, c_out, _ = self.coefficients(self.process.alpha(time), self.process.sigma(time))
             wanted = (x0 - c_skip.to(x0.dtype) * z) / c_out.to(x0.dtype)
-        return (out - wanted).square().flatten(1).mean(1)
+        error = (out - wanted).square().flatten(1).mean(1)
+        if self.training and isinstance(self.network, MoDE):
+            error = error + self.network.load_balance(self.inputs(z, time)[1])
+        return error

@@ -75,7 +75,9 @@ class Policy:
         self.config = config or PolicyConfig()
         self.card, self.normalizer = self.file.card, self.file.normalizer
         self.dt = 1 / self.card.fps
-        self.sampler = self.file.sampler(self.config.sampler, self.config.steps, self.config.warm_ratio)
+        self.sampler = self.file.sampler(
+            self.config.sampler, self.config.steps, self.config.warm_ratio, self.config.cache
+        )
         self.execute = self._interval()
         self.limits = limits_of(self.file, self.config.guard, box)
         self.counters: Counter[str] = Counter()
@@ -174,7 +176,7 @@ class Policy:
     def _values(self, observation: Any) -> tuple[Vector | None, bool]:
         """The observation as `(B, O)`, None when it is missing, and whether it came without a batch."""
         if isinstance(observation, Mapping):
-            observation = self._joined(observation)
+            observation = self.joined(observation)
         array = None if observation is None else np.asarray(observation, dtype=np.float64)
         if array is None or array.size == 0:
             if not self._batch:
@@ -196,8 +198,8 @@ class Policy:
             raise InputError(f"the batch has {len(array)} items and had {self._batch}; call reset between episodes")
         return array, single
 
-    def _joined(self, features: Mapping[str, Any]) -> Vector | None:
-        """The observation of a mapping: its `observation.*` vectors in the order of the card."""
+    def joined(self, features: Mapping[str, Any]) -> Vector | None:
+        """The observation `(..., O)` of a mapping: its `observation.*` vectors in the order of the card; None: it has none."""
         names = list(dict.fromkeys(f"observation.{name.rsplit('.', 1)[0]}" for name in self.card.observation))
         if any(name not in features for name in names):
             names = [name for name in ("observation.state", "observation.environment_state") if name in features]

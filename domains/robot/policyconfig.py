@@ -47,6 +47,7 @@ class PolicyConfig(Config):
         execute: actions executed of a chunk before the next one; default 1 for rti and warm, the stride of the
             buffer for stream, else that of the card.
         warm_ratio: sigma/alpha at which the warm start is tested.
+        cache: fuse the experts of a network of the kind mode for the sampler's steps; then no goals and no real-time chunking.
         deadline_ms: an action is due after so many milliseconds.
     """
 
@@ -54,6 +55,7 @@ class PolicyConfig(Config):
     steps: int | None = Field(default=None, ge=1)
     execute: int | None = Field(default=None, ge=1)
     warm_ratio: float = Field(default=WARM_RATIO, gt=0)
+    cache: bool = False
     deadline_ms: float | None = Field(default=None, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     guard: GuardConfig = GuardConfig()

@@ -84,10 +84,10 @@ class PolicyFile:
     path: Path | None = None
     sha256: str = ""
 
-    def sampler(self, name: str, steps: int | None = None, ratio: float = WARM_RATIO) -> Sampler:
+    def sampler(self, name: str, steps: int | None = None, ratio: float = WARM_RATIO, cache: bool = False) -> Sampler:
         """A sampler of this policy."""
         low, high = self.normalizer.action_range
-        return Sampler(self.net, low, high, self.calibration, name, steps, ratio, self.card.stride, self.anchors)
+        return Sampler(self.net, low, high, self.calibration, name, steps, ratio, self.card.stride, self.anchors, cache)
 
     def samplers(self) -> tuple[str, ...]:
         """Names of the samplers this policy can serve."""

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from domains.robot.calibration import Calibration, rms, time_of_ratio
 from domains.robot.constraints import Constraint
+from domains.robot.expertcache import ExpertCache
 from domains.robot.network import ActionNetwork
 from domains.robot.watched import OutOfTime, Pace, Watched
 from suite.errors import InputError
@@ -47,6 +48,7 @@ EVALUATIONS = {
 SAMPLERS = tuple(EVALUATIONS)
 RTI_STEPS = 100  # of the chain whose last steps RTI takes
 WARM_RATIO = 0.3  # sigma/alpha at which the guess is tested
+CACHED = ("ddpm", "ddim", "dpmpp-2m", "heun")  # one grid of times for every chunk
 ANCHOR_RATIO = 1.0  # sigma/alpha to which anchors are re-noised
 
 
@@ -114,6 +116,7 @@ class Sampler:
         ratio: sigma/alpha of the warm start's test.
         stride: actions that leave the streaming buffer together; None: the network was not trained for it.
         anchors: typical chunks `(K, A, H)` relative to the origin of `draw`; None: there are none.
+        cache: use an `ExpertCache` of the sampler's grid.
 
     Raises:
         InputError: no such sampler, or the policy lacks what it needs.
@@ -128,6 +131,7 @@ class Sampler:
     ratio: float = WARM_RATIO
     stride: int | None = None
     anchors: Tensor | None = None
+    cache: bool = False
     pace: Pace = field(default_factory=Pace)
 
     def __post_init__(self) -> None:
@@ -136,12 +140,17 @@ class Sampler:
             raise InputError("the sampler stream needs a policy trained with stream.share > 0; use warm")
         if self.name == "anchor" and self.anchors is None:
             raise InputError("the sampler anchor needs a policy trained with anchors > 0; use warm")
+        if self.cache and self.name not in CACHED:
+            raise InputError(
+                f"the sampler {self.name} evaluates other noise levels from call to call, and cache needs fixed ones; use "
+                f"one of {', '.join(CACHED)}, or set cache to false"
+            )
         self.evaluations = self.steps or EVALUATIONS[self.name]
-        self.inner = self.net.denoiser()
         self.process: Process = self.net.process
         self.start = float(time_of_ratio(self.process, torch.tensor(self.net.sigma_range[1])))
         self.solver, steps = self._solver()
         self.cold = self._grid(steps, self.start)
+        self.inner = ExpertCache(self.net, self.cold).denoiser() if self.cache else self.net.denoiser()
         self.low, self.high = self.low[:, None], self.high[:, None]
         self.limit = self.calibration.limit(self.ratio)
 

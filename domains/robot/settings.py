@@ -49,18 +49,32 @@ class DataConfig(Config):
 
 
 class NetworkConfig(Config):
-    """`mlp` (width, blocks) or `unet` (channels)."""
+    """`mlp` (width, blocks), `unet` (channels), or `mode` (width, blocks, heads, experts).
 
-    kind: Literal["mlp", "unet"] = "mlp"
+    Attributes:
+        heads: of the attention.
+        experts, active: feed-forward experts of a block, and how many of them a noise level uses.
+        balance: weight of the experts' load balance in the training loss.
+    """
+
+    kind: Literal["mlp", "unet", "mode"] = "mlp"
     width: int = Field(default=384, ge=8)
     blocks: int = Field(default=4, ge=1)
     channels: list[int] = Field(default_factory=lambda: [64, 128, 256])
     features: int = Field(default=64, ge=2)
+    heads: int = Field(default=4, ge=1)
+    experts: int = Field(default=4, ge=1)
+    active: int = Field(default=2, ge=1)
+    balance: float = Field(default=0.01, ge=0)
 
     def settings(self) -> dict[str, Any]:
         """Arguments of the backbone."""
-        names = {"mlp": ("width", "blocks"), "unet": ("channels",)}[self.kind]
-        return {name: getattr(self, name) for name in (*names, "features")}
+        names: dict[str, tuple[str, ...]] = {
+            "mlp": ("width", "blocks"),
+            "unet": ("channels",),
+            "mode": ("width", "blocks", "heads", "experts", "active", "balance"),
+        }
+        return {name: getattr(self, name) for name in (*names[self.kind], "features")}
 
 
 class StreamConfig(Config):

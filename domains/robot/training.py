@@ -95,7 +95,7 @@ class PolicyTrainer:
         self.net = ActionNetwork(
             config.network.kind, config.head, self.process, self.sigma_data, span, self.settings
         ).to(device)
-        self.average = copy.deepcopy(self.net).requires_grad_(False)
+        self.average = copy.deepcopy(self.net).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
