@@ -111,6 +111,18 @@ def evaluate(
 
 
 @ct.command()
+@click.argument("volume", type=_PATH)
+@_slices_option
+@_series_option
+@main_options
+def audit(volume: Path, slices: slice | None, series: str | None, options: MainOptions) -> None:
+    """Plant lesions in a volume in HU, scan and reconstruct it, and tell how well they are seen, beside FBP and TV."""
+    from domains.ct.audit_verb import audit_verb
+
+    audit_verb(volume, slices, series, options)
+
+
+@ct.command()
 @click.option("--data", type=_PATH, multiple=True, required=True, metavar="DIR", help="Images to train on; repeatable.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint beside the output.")
 @click.option("--minutes", type=float, metavar="M", help="Stop after M minutes; --resume goes on.")
