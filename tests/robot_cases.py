@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -50,8 +51,10 @@ def config(**changes: object) -> RobotTrainingConfig:
 
 
 def policy_file(**changes: object) -> PolicyFile:
-    trainer = PolicyTrainer(config(**changes), demonstrations(), Path("walk.safetensors"), torch.device("cpu"))
-    trainer.run()
+    with TemporaryDirectory() as folder:  # for the trainer's checkpoint
+        output = Path(folder) / "walk.safetensors"
+        trainer = PolicyTrainer(config(**changes), demonstrations(), output, torch.device("cpu"))
+        trainer.run()
     return finish(trainer)
 
 
