@@ -57,10 +57,13 @@ def brains(folder: Path) -> list[Array]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--slices", type=int, default=2)
     parser.add_argument("--prior", type=Path)
     args = parser.parse_args()
+    if not args.data.is_dir():
+        print(f"ct_trust: skipped, there is no folder {args.data}")
+        return
     config = load_config(CalibrationConfig, ROOT / "configs" / "ct" / "calibrate.yaml", ["pictures=12"], {})
     prior = load_ct_prior(args.prior, torch.device("cpu"))
     known = Familiarity.of(prior)

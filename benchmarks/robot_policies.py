@@ -1,6 +1,6 @@
 """The shipped robot policies: PushT, a block that is moved by hand, avoidance, and deadlines beside a busy core.
 
-    python benchmarks/robot_policies.py pusht|teleport|avoidance|deadline|experts [--episodes N] [--json FILE]
+    python benchmarks/robot_policies.py [pusht|teleport|avoidance|deadline|experts] [--episodes N] [--json FILE]
 
 pusht      mean of the largest reward (coverage / 0.95, at most 1) over episodes of gym-pusht from seed 100000
 teleport   the block is put elsewhere after 60 steps, with the policy's own check for jumps switched off, so that only the
@@ -184,17 +184,20 @@ def main() -> None:
         "experts": (experts, 1000, ""),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=tasks)
+    parser.add_argument("task", nargs="?", choices=tasks, help="default all")
     parser.add_argument("--episodes", type=int, help="or calls, for deadline")
     parser.add_argument("--sampler", action="append", choices=SETTINGS | REGRESSION, help="repeatable; default all")
     parser.add_argument("--policy")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    work, count, policy = tasks[given.task]
-    rows = work(given.episodes or count, given.sampler or list(SETTINGS), given.policy or policy)
+    found = {}
+    for task, (work, count, policy) in tasks.items():
+        if given.task in (None, task):
+            print(f"== {task}")
+            found[task] = work(given.episodes or count, given.sampler or list(SETTINGS), given.policy or policy)
     if given.json:
-        write_json({"task": given.task, "rows": rows}, given.json)
+        write_json({"tasks": found}, given.json)
 
 
 if __name__ == "__main__":

@@ -189,12 +189,15 @@ def rooms(data: Path, prior: Prior, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="?", default=Path("../shared/data/speech"))
     parser.add_argument("--prior", type=Path)
     parser.add_argument("--snr", type=float, nargs="+", default=[0.0, 5.0, 10.0])
     parser.add_argument("--families", action="store_true")
     parser.add_argument("--rooms", action="store_true")
     given = parser.parse_args()
+    if not given.data.is_dir():
+        print(f"speech_enhancement: skipped, there is no folder {given.data}")
+        return
     torch.set_num_threads(1)
     prior = load_speech_prior(given.prior, torch.device("cpu"))
     if given.rooms:

@@ -1,6 +1,6 @@
 """Make the ensemble behind the shipped sea level pressure model: a linear inverse model of reanalysis, three days ahead.
 
-    python benchmarks/weather_slp.py ncep_slp_natl_2001_2008.nc -o FOLDER
+    python benchmarks/_slp_archive.py ncep_slp_natl_2001_2008.nc -o FOLDER
 
 writes `slp_ensemble.nc` and `slp_truth.nc` (2001-2006, for fitting) and `slp_test.nc`, `slp_test_truth.nc` (2007-2008).
 The model (Penland and Sardeshmukh 1995): anomalies x in 60 EOFs, `x(t + 3 d) = A x(t) + noise`, `A = C(3 d) C(0)^-1`, the
