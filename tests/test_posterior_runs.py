@@ -226,11 +226,11 @@ def test_methods_that_differentiate_refuse_cached_networks(name: str) -> None:
         make(name).run(Cached(case.prior), case.measurement, case.like, noise=Noise.of(0), steps=2)
 
 
-@pytest.mark.parametrize("name", [m for m in METHODS if m not in ("dps", "daps")])
-def test_an_operator_that_is_not_linear_needs_dps_or_daps(name: str) -> None:
+@pytest.mark.parametrize("name", [m for m in METHODS if m not in ("dps", "pigdm", "daps")])
+def test_an_operator_that_is_not_linear_needs_a_method_for_it(name: str) -> None:
     case = Case("mixture", "ct")
     measurement = Measurement(lambda x: x.tanh(), case.like.zero_(), 0.1, linear=False)
-    with pytest.raises(InputError, match="linear operator; for others use dps or daps"):
+    with pytest.raises(InputError, match="linear operator; for others use dps, pigdm, or daps"):
         make(name).run(case.prior, measurement, case.like, noise=Noise.of(0), steps=2)
 
 
