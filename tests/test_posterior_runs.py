@@ -234,7 +234,7 @@ def test_an_operator_that_is_not_linear_needs_a_method_for_it(name: str) -> None
         make(name).run(case.prior, measurement, case.like, noise=Noise.of(0), steps=2)
 
 
-@pytest.mark.parametrize("name", ["dps", "daps"])
+@pytest.mark.parametrize("name", ["dps", "pigdm", "daps"])
 def test_and_those_serve_it(name: str) -> None:
     """Saturating data of one pixel each: the estimate moves from the prior to where they point."""
     case = Case("white", "mask")
