@@ -113,7 +113,9 @@ class Measurement:
     def linear_operator(self) -> LinearOperator:
         """`A`; `InputError` when the operator is not linear."""
         if not self.linear or not isinstance(self.operator, LinearOperator):
-            raise InputError("this method needs a linear operator; for others use dps, pigdm, or daps with Langevin steps")
+            raise InputError(
+                "this method needs a linear operator; for others use dps, pigdm, or daps with Langevin steps"
+            )
         return self.operator
 
     def tangent(self, point: Tensor) -> Measurement:

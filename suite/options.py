@@ -67,20 +67,20 @@ class MainOptions:
     """
 
     output: Path
-    method: str | None
-    steps: int | None
-    samples: int | None
-    seed: int | None
-    device: str | None
-    prior: Path | None
-    config: Path | None
-    overrides: tuple[str, ...]
-    key: str | None
-    report: bool
-    overwrite: bool
-    quiet: bool
-    json_to: str | None
-    command: tuple[str, ...]
+    method: str | None = None
+    steps: int | None = None
+    samples: int | None = None
+    seed: int | None = None
+    device: str | None = None
+    prior: Path | None = None
+    config: Path | None = None
+    overrides: tuple[str, ...] = ()
+    key: str | None = None
+    report: bool = True
+    overwrite: bool = False
+    quiet: bool = False
+    json_to: str | None = None
+    command: tuple[str, ...] = ()
 
     def given(self) -> dict[str, Any]:
         """Those options that are settings too and were given: the last layer of `suite.config.load_config`."""

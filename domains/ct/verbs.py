@@ -361,19 +361,9 @@ def demo_run(output: Path, *, overwrite: bool, quiet: bool) -> Path:
         write_scan(scan, scan_file)
         options = MainOptions(
             output=output,
-            method=None,
-            steps=None,
-            samples=None,
             seed=0,
-            device="auto",
-            prior=None,
-            config=None,
-            overrides=(),
-            key=None,
-            report=True,
             overwrite=overwrite,
             quiet=quiet,
-            json_to=None,
             command=("diffsuite", "demo", "ct"),
         )
         reconstruct_verb(scan_file, False, options)

@@ -172,19 +172,9 @@ def demo_run(output: Path, *, overwrite: bool, quiet: bool) -> Path:
         np.save(file, degrade(demo_scene(), SimulationConfig(case="mixture")))
         options = MainOptions(
             output=output,
-            method=None,
-            steps=None,
-            samples=None,
             seed=0,
-            device="auto",
-            prior=None,
-            config=None,
-            overrides=(),
-            key=None,
-            report=True,
             overwrite=overwrite,
             quiet=quiet,
-            json_to=None,
             command=("diffsuite", "demo", "hyperspectral"),
         )
         if not quiet:

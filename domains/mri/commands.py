@@ -122,7 +122,7 @@ def evaluate(
 @common_options("output", "device", "config", "overrides", "seed", "overwrite", "quiet", "json_to")
 def train(data: tuple[Path, ...], **given: Any) -> None:
     """Train a prior on your own magnitude images, split by person."""
-    from domains.mri.verbs import train_verb
+    from domains.mri.training_verb import train_verb
 
     train_verb(data, given)
 

@@ -255,32 +255,6 @@ def _tell_lines(record: dict[str, Any], limit: float | None) -> None:
         click.echo(f"Note: {sentence}")
 
 
-def train_verb(data: tuple[Path, ...], given: dict[str, Any]) -> None:
-    """`mri train`: images -> prior with card."""
-    from domains.mri.training import MRITrainingConfig, mri_card, patch_source
-    from suite.training import Trainer
-
-    output: Path = given["output"]
-    if output.suffix != ".safetensors":
-        raise InputError(f"{output}: a prior is written as .safetensors; choose such a name for -o")
-    if output.exists() and not given["overwrite"]:
-        raise InputError(f"{output} already exists; add --overwrite or choose another -o")
-    options = {} if given["seed"] is None else {"seed": given["seed"]}
-    config = load_config(MRITrainingConfig, given["config"], given["overrides"], options)
-    device = resolve_device(given["device"] or "auto")
-    source, train, held_out = patch_source(data, config.data)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, source, output, device)
-    if given["resume"]:
-        trainer.resume()
-    with progress("Training", config.steps, quiet=given["quiet"]) as update:
-        trainer.run(lambda row: update(row["step"], text=f"loss {row['loss']:.4f}"), given["minutes"])
-    card = mri_card(config, trainer, train, held_out)
-    Prior(trainer.average, card).save(output)
-    if not emit({"prior": str(output), "card": card.model_dump()}, given["json_to"]) and not given["quiet"]:
-        click.echo(f"{output}: {trainer.step} steps, validation {trainer.history[-1]['validation_rmse']}")
-
-
 def demo_run(output: Path, *, overwrite: bool, quiet: bool) -> Path:
     """The demonstration: the Shepp-Logan phantom of scikit-image, simulated at 4x and reconstructed."""
     import tempfile
@@ -295,19 +269,9 @@ def demo_run(output: Path, *, overwrite: bool, quiet: bool) -> Path:
         write_fastmri(kspace_of(volume, SimulationConfig(acceleration=4)), file)
         options = MainOptions(
             output=output,
-            method=None,
-            steps=None,
-            samples=None,
             seed=0,
-            device="auto",
-            prior=None,
-            config=None,
-            overrides=(),
-            key=None,
-            report=True,
             overwrite=overwrite,
             quiet=quiet,
-            json_to=None,
             command=("diffsuite", "demo", "mri"),
         )
         if not quiet:

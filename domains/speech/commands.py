@@ -88,7 +88,7 @@ def evaluate(result: Path, reference: Path, noisy: Path | None, json_to: str | N
 @common_options("output", "device", "config", "overrides", "seed", "overwrite", "quiet", "json_to")
 def train(data: tuple[Path, ...], **given: Any) -> None:
     """Train a network on your own clean speech and noise, mixed on the fly and split by speaker and noise."""
-    from domains.speech.verbs_train import train_verb
+    from domains.speech.training_verb import train_verb
 
     train_verb(data, given)
 

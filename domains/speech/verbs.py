@@ -299,19 +299,9 @@ def demo_run(output: Path, *, overwrite: bool, quiet: bool) -> Path:
         write_audio(file, noisy[:, None], Audio(file, rate, len(noisy), 1, "WAV", "PCM_16", "FILE"))
         options = MainOptions(
             output=output,
-            method=None,
-            steps=None,
-            samples=None,
             seed=0,
-            device="auto",
-            prior=None,
-            config=None,
-            overrides=(),
-            key=None,
-            report=True,
             overwrite=overwrite,
             quiet=quiet,
-            json_to=None,
             command=("diffsuite", "demo", "speech"),
         )
         enhance_verb(file, options, {})

@@ -81,7 +81,7 @@ def evaluate(result: Path, **given: Any) -> None:
 @common_options("output", "device", "config", "overrides", "seed", "overwrite", "quiet", "json_to")
 def train(data: tuple[Path, ...], **given: Any) -> None:
     """Train a network on your own cines, split by file."""
-    from domains.ultrasound.verbs import train_verb
+    from domains.ultrasound.training_verb import train_verb
 
     train_verb(data, given)
 

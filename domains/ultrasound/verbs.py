@@ -32,7 +32,6 @@ from domains.ultrasound.simulation import SimulationConfig, simulated
 from suite.config import load_config
 from suite.errors import InputError
 from suite.options import MainOptions, command_line
-from suite.prior import Prior
 from suite.progress import progress
 from suite.records import emit
 from suite.report import write_report
@@ -278,35 +277,6 @@ def _masks(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], NDArr
     return out[0], out[1]
 
 
-# --- train --------------------------------------------------------------------------------------------------------------
-
-
-def train_verb(data: tuple[Path, ...], given: dict[str, Any]) -> None:
-    """`ultrasound train`: cines -> prior with card."""
-    from domains.ultrasound.training import UltrasoundTrainingConfig, picture_source, ultrasound_card
-    from suite.training import Trainer
-
-    output: Path = given["output"]
-    if output.suffix != ".safetensors":
-        raise InputError(f"{output}: a prior is written as .safetensors; choose such a name for -o")
-    if output.exists() and not given["overwrite"]:
-        raise InputError(f"{output} already exists; add --overwrite or choose another -o")
-    options = {} if given["seed"] is None else {"seed": given["seed"]}
-    config = load_config(UltrasoundTrainingConfig, given["config"], given["overrides"], options)
-    device = resolve_device(given["device"] or "auto")
-    source, train, held_out = picture_source(data, config.kind, config.data)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, source, output, device)
-    if given["resume"]:
-        trainer.resume()
-    with progress("Training", config.steps, quiet=given["quiet"]) as update:
-        trainer.run(lambda row: update(row["step"], text=f"loss {row['loss']:.4f}"), given["minutes"])
-    card = ultrasound_card(config, trainer, train, held_out)
-    Prior(trainer.average, card).save(output)
-    if not emit({"prior": str(output), "card": card.model_dump()}, given["json_to"]) and not given["quiet"]:
-        click.echo(f"{output}: {trainer.step} steps, validation {trainer.history[-1]['validation_rmse']}")
-
-
 def demo_run(output: Path, *, overwrite: bool, quiet: bool) -> Path:
     """The demonstration: a simulated beating heart with simulated clutter, as no echo cine ships with a dependency."""
     import tempfile
@@ -322,19 +292,10 @@ def demo_run(output: Path, *, overwrite: bool, quiet: bool) -> Path:
         _write_pair(cine, hazy, file)
         options = MainOptions(
             output=output,
-            method=None,
-            steps=None,
-            samples=None,
             seed=0,
-            device="auto",
-            prior=None,
-            config=None,
-            overrides=(),
             key="cluttered",
-            report=True,
             overwrite=overwrite,
             quiet=quiet,
-            json_to=None,
             command=("diffsuite", "demo", "ultrasound"),
         )
         if not quiet:
