@@ -208,10 +208,10 @@ def test_opposite_parallel_views_mirror() -> None:
 
 def test_subset_takes_the_views() -> None:
     geometry = ANALYTIC["parallel"]
-    x, _ = random_pair(geometry)
+    x, _ = random_pair(geometry, 8)
     y = Projector(geometry)(x)
-    for views in (slice(1, None, 3), [7, 2]):
-        torch.testing.assert_close(Projector(geometry.subset(views))(x), y[:, :, views], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(Projector(geometry.subset(slice(1, None, 3)))(x), y[:, :, 1::3])
+    torch.testing.assert_close(Projector(geometry.subset([7, 2]))(x), y[:, :, [7, 2]])
 
 
 FOLDED = {
