@@ -229,6 +229,31 @@ class Trainer:
             if over:
                 break
 
+    def card_fields(self, command: str, **training: Any) -> dict[str, Any]:
+        """What a card says of any training: the network, its process and range, and how it was trained.
+
+        Args:
+            command: the command that trains it.
+            training: further facts.
+        """
+        config = self.config
+        return {
+            "network": self.net.network.settings,
+            "process": config.process,
+            "process_parameters": config.process_parameters,
+            "sigma_data": config.sigma_data,
+            "sigma_range": (config.noise.low, config.noise.high),
+            "training": {
+                "command": command,
+                "steps": self.step,
+                "seconds": round(self.seconds),
+                "patch": config.patch,
+                "batch": config.batch,
+                "seed": config.seed,
+                **training,
+            },
+        }
+
     # --- checkpoints: every tensor in one safetensors file, numbers in its metadata; no pickle ---
 
     def save_checkpoint(self) -> None:

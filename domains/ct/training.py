@@ -174,22 +174,10 @@ def ct_card(config: CTTrainingConfig, trainer: Trainer, train: Sequence[str], he
         offset=0.0,
         value_range=VALUE_RANGE,
         pixel_size_mm=(0.9, 2.0),
-        network=trainer.net.network.settings,  # type: ignore[arg-type]
-        process=config.process,
-        process_parameters=config.process_parameters,
-        sigma_data=config.sigma_data,
-        sigma_range=(config.noise.low, config.noise.high),
         data=list(train),
         validation_data=list(held_out),
         licence="weights: Apache-2.0; trained on openly licensed scans (CC BY 3.0, CC BY 4.0, BSD-2-Clause)",
-        training={
-            "command": "diffsuite ct train --data DIR -o PRIOR.safetensors --config configs/ct/train.yaml",
-            "steps": trainer.step,
-            "seconds": round(trainer.seconds),
-            "patch": config.patch,
-            "batch": config.batch,
-            "seed": config.seed,
-        },
+        **trainer.card_fields("diffsuite ct train --data DIR -o PRIOR.safetensors --config configs/ct/train.yaml"),
         validation={
             "what": "RMS denoising error in HU on patches of the held-out subjects, by noise level in HU",
             "rmse_hu": {

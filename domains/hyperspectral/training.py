@@ -223,22 +223,12 @@ def hyperspectral_card(
         value_range=(-20.0, 20.0),
         channels=1,
         condition_channels=GUIDES,
-        network=trainer.net.network.settings,  # type: ignore[arg-type]
-        process=config.process,
-        process_parameters=config.process_parameters,
-        sigma_data=config.sigma_data,
-        sigma_range=(config.noise.low, config.noise.high),
         data=list(train),
         validation_data=list(held_out),
         licence="weights: Apache-2.0; trained on public-domain, MIT and BSD scenes and pictures that ship with scikit-image",
-        training={
-            "command": "diffsuite hyperspectral train --data DIR -o PRIOR.safetensors --config configs/hyperspectral/train.yaml",
-            "steps": trainer.step,
-            "seconds": round(trainer.seconds),
-            "patch": config.patch,
-            "batch": config.batch,
-            "seed": config.seed,
-        },
+        **trainer.card_fields(
+            "diffsuite hyperspectral train --data DIR -o PRIOR.safetensors --config configs/hyperspectral/train.yaml"
+        ),
         validation={
             "what": "RMS denoising error on patches of the held-out scenes' eigen-images, by noise level",
             "rmse": {level: round(error, 5) for level, error in last["validation_rmse"].items()},

@@ -297,22 +297,12 @@ def speech_card(config: SpeechTrainingConfig, trainer: Trainer, source: Mixtures
         channels=source.channels,
         condition_channels=source.condition_channels,
         architecture="suite.masking.MaskUNet" if masking else "suite.network.UNet",
-        network=trainer.net.network.settings,  # type: ignore[arg-type]
-        process=config.process,
-        process_parameters=config.process_parameters,
-        sigma_data=config.sigma_data,
-        sigma_range=(config.noise.low, config.noise.high),
         data=[f"{len(source.speech)} speakers: {', '.join(source.speech)}", f"noises: {', '.join(source.noise)}"],
         validation_data=[f"speakers: {', '.join(source.held_speech)}", f"noises: {', '.join(source.held_noise)}"],
         licence="weights: Apache-2.0; trained on LibriSpeech (CC BY 4.0), ESC-10 and other noises (CC BY, CC0)",
-        training={
-            "command": "diffsuite speech train --data DIR -o PRIOR.safetensors --config configs/speech/train.yaml",
-            "steps": trainer.step,
-            "seconds": round(trainer.seconds),
-            "patch": config.patch,
-            "batch": config.batch,
-            "seed": config.seed,
-        },
+        **trainer.card_fields(
+            "diffsuite speech train --data DIR -o PRIOR.safetensors --config configs/speech/train.yaml"
+        ),
         validation={
             "what": "RMS error of the estimate on mixtures of held-out speakers and noises at 0, 5, 10 dB, by noise level "
             "(y: the predictor)",

@@ -245,23 +245,13 @@ def ultrasound_card(
         value_range=(0.0, 1.0),
         channels=trainer.source.channels,
         condition_channels=trainer.source.condition_channels,
-        network=trainer.net.network.settings,  # type: ignore[arg-type]
-        process=config.process,
-        process_parameters=config.process_parameters,
-        sigma_data=config.sigma_data,
-        sigma_range=(config.noise.low, config.noise.high),
         data=list(train),
         validation_data=list(held_out),
         licence="weights: Apache-2.0; trained on openly licensed cines (MIT)",
-        training={
-            "command": f"diffsuite ultrasound train --data DIR -o PRIOR.safetensors --config configs/ultrasound/{config.kind}.yaml",
-            "excluded": list(config.data.exclude),
-            "steps": trainer.step,
-            "seconds": round(trainer.seconds),
-            "patch": config.patch,
-            "batch": config.batch,
-            "seed": config.seed,
-        },
+        **trainer.card_fields(
+            f"diffsuite ultrasound train --data DIR -o PRIOR.safetensors --config configs/ultrasound/{config.kind}.yaml",
+            excluded=list(config.data.exclude),
+        ),
         validation={
             "what": "RMS denoising error on pictures of the held-out cines, by noise level",
             "rmse": {level: round(error, 5) for level, error in last["validation_rmse"].items()},
