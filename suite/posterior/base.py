@@ -156,7 +156,7 @@ class Guided(PosteriorMethod):
         if not self.renoise:
             return self.split(guide, prior, like, steps, y, callback)
         solver = self.stepper(guide, measurement)
-        times = self.times(prior, solver.steps_for(steps))
+        times = self.times(prior, solver.steps_for(steps)).to(like.device)
         eps = noise.normal(like)
         if self.init is None:
             x = prior.process.start(eps, y, float(times[0]))
@@ -165,7 +165,7 @@ class Guided(PosteriorMethod):
         if self.estimator == "point" or len(times) == 2:
             return sample(guide, solver, times, x, y=y, noise=noise, callback=callback)
         x = sample(guide, solver, times[:-1], x, y=y, noise=noise, callback=callback)
-        x = self.last_draw(prior, measurement, x, times[-2].reshape((1,) * like.ndim).to(like.device), noise, y)
+        x = self.last_draw(prior, measurement, x, times[-2].reshape((1,) * like.ndim), noise, y)
         if callback is not None:
             callback(len(times) - 1, x, x)
         return x
