@@ -70,7 +70,9 @@ def test_train_info_evaluate_check(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_rollout(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("rollout", policy, "--env", f"{__name__}:Walk", "--episodes", "2", "--seed", "5", "--set", "max_steps=12")
     first, second = said(capsys, *words, "--json"), said(capsys, *words, "--json")
-    assert [row["seed"] for row in first["episodes"]] == [5, 6] and first["metrics"]["nfe_per_action"] <= 3
+    assert [row["seed"] for row in first["episodes"]] == [5, 6] and first["metrics"]["nfe_per_action"] == (
+        10 + 11 * 3
+    ) / 12
     assert first["episodes"][0]["reward_max"] == second["episodes"][0]["reward_max"]
     assert set(first["episodes"][0]) >= {"seed", "reward_max", "success", "steps", "interventions"}
 

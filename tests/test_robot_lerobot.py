@@ -220,6 +220,14 @@ def test_what_does_not_fit_is_refused(plugin: ModuleType, path: Path, changes: d
         plugin.DiffsuitePolicy(config(plugin, path, **changes))
 
 
+def test_a_policy_that_sees_more_than_numbers_of_the_robot_is_refused(plugin: ModuleType, tmp_path: Path) -> None:
+    data = {"angles": [4], "position": [0, 1, 0], "held_out": 3, "commands": True}
+    made = policy_file(data=data, iterations=5)
+    made.save(tmp_path / "commands.safetensors")
+    with pytest.raises(ValueError, match="its own last command"):
+        plugin.DiffsuitePolicy(config(plugin, tmp_path / "commands.safetensors"))
+
+
 def test_settings_are_those_of_the_suite(plugin: ModuleType, path: Path) -> None:
     with pytest.raises(InputError, match="euler"):
         plugin.DiffsuitePolicy(config(plugin, path, sampler="euler"))

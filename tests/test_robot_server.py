@@ -239,3 +239,17 @@ def test_the_queue_skips_what_the_latency_has_cost() -> None:
     queue.merge(chunk + 100, 10.2)
     queue.merge(chunk - 100, 10.1)  # late: made from an older observation
     assert queue.left(10.31)[0, 0] == 101 and not len(queue.left(11.5))
+
+
+def test_pictures_go_with_the_observation(tmp_path: Any) -> None:
+    from tests.test_robot_vision import made, scene
+
+    running = Running(made(tmp_path, iterations=20)[0], guard={"stale_after_s": 30})
+    try:
+        with running.client() as robot:
+            assert robot.card["cameras"] == ["eye"] and robot.card["observation"] == ["a", "b"]
+            assert robot.act(np.zeros(2))[1]["interventions"]["missing"] == 1
+            _, about = robot.act(np.zeros(2), pictures={"eye": scene(0.1, 0.2)})
+            assert about["source"] == "fresh" and not about["interventions"].get("missing")
+    finally:
+        running.stop()

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from domains.robot.containers import Array, Demonstrations, Episode, cut, joined, matrix, numbered
+from domains.robot.containers import Array, Cameras, Demonstrations, Episode, cut, joined, matrix, numbered
+from domains.robot.vision import Pictures, resized
 from suite.errors import InputError
 from suite.files import atomic_file, existing, reading
 
@@ -18,7 +19,7 @@ ACTIONS = ("action", "actions")
 ROBOMIMIC = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")  # its usual low-dim observation
 
 
-def read_zarr(path: Path, keys: tuple[str, ...] = ()) -> Demonstrations:
+def read_zarr(path: Path, keys: tuple[str, ...] = (), cameras: Cameras | None = None) -> Demonstrations:
     """A replay buffer: `data/*` concatenated over episodes, and `meta/episode_ends` (Chi et al. 2023)."""
     import zarr
 
@@ -29,11 +30,12 @@ def read_zarr(path: Path, keys: tuple[str, ...] = ()) -> Demonstrations:
         names = sorted(data.array_keys())
         chosen, action = _choose(names, keys, path)
         arrays = {key: np.asarray(data[key][:]) for key in (*chosen, action)}
+        pictures = _pictures(data, names, cameras, path)
         stops = np.asarray(ends[:])
-    return _concatenated(path, "zarr", arrays, chosen, action, stops, names, None)
+    return _concatenated(path, "zarr", arrays, chosen, action, stops, names, None, pictures, cameras)
 
 
-def read_npz(path: Path, keys: tuple[str, ...] = ()) -> Demonstrations:
+def read_npz(path: Path, keys: tuple[str, ...] = (), cameras: Cameras | None = None) -> Demonstrations:
     """Arrays concatenated over episodes, with `episode_ends`, and `fps` where the file knows it."""
     with reading(path, "the npz file cannot be read"), np.load(existing(path), allow_pickle=False) as file:
         names = list(file.files)
@@ -41,9 +43,23 @@ def read_npz(path: Path, keys: tuple[str, ...] = ()) -> Demonstrations:
             raise InputError(f"{path}: there is no array episode_ends; the file has {', '.join(names)}")
         chosen, action = _choose(names, keys, path)
         arrays = {key: file[key] for key in (*chosen, action)}
+        pictures = _pictures(file, names, cameras, path)
         stops = file["episode_ends"]
         fps = float(file["fps"]) if "fps" in names else None
-    return _concatenated(path, "npz", arrays, chosen, action, stops, names, fps)
+    return _concatenated(path, "npz", arrays, chosen, action, stops, names, fps, pictures, cameras)
+
+
+def _pictures(source: Any, names: list[str], cameras: Cameras | None, path: Path) -> Pictures | None:
+    """`(N, cameras, 3, size, size)` of arrays `(N, rows, columns, 3)`."""
+    if cameras is None or not cameras.names:
+        return None
+    missing = [name for name in cameras.names if name not in names]
+    if missing:
+        raise InputError(f"{path}: there is no array {missing[0]!r} of pictures; the file has {', '.join(names)}")
+    found = [resized(source[name][:], cameras.size, f"{path}: {name}") for name in cameras.names]
+    if len({part.shape for part in found}) != 1:
+        raise InputError(f"{path}: the cameras {', '.join(cameras.names)} have different numbers of pictures")
+    return np.stack(found, axis=1)
 
 
 def write_npz(data: Demonstrations, path: Path) -> None:
@@ -82,14 +98,17 @@ def _concatenated(
     stops: Any,
     names: list[str],
     fps: float | None,
+    pictures: Pictures | None = None,
+    cameras: Cameras | None = None,
 ) -> Demonstrations:
     parts = {key: matrix(values, f"{path}: {key}") for key, values in arrays.items()}
     observation = joined([parts[key] for key in chosen], str(path))
-    unread = [name for name in names if name not in (*chosen, action, "episode_ends", "fps")]
+    seen = () if cameras is None else cameras.names
+    unread = [name for name in names if name not in (*chosen, *seen, action, "episode_ends", "fps")]
     return Demonstrations(
         path.name,
         layout,
-        cut(observation, parts[action], stops, str(path)),
+        cut(observation, parts[action], stops, str(path), pictures),
         fps,
         tuple(name for key in chosen for name in numbered(key, parts[key].shape[1])),
         numbered(action, parts[action].shape[1]),
@@ -97,8 +116,8 @@ def _concatenated(
     )
 
 
-def read_robomimic(path: Path, keys: tuple[str, ...] = ()) -> Demonstrations:
-    """`/data/demo_N/{obs/*, actions}` of robomimic; images are left out.
+def read_robomimic(path: Path, keys: tuple[str, ...] = (), cameras: Cameras | None = None) -> Demonstrations:
+    """`/data/demo_N/{obs/*, actions}` of robomimic.
 
     Without `keys` the observation is robomimic's usual low-dim one, or else every vector under `obs`, by name.
     """
@@ -119,13 +138,14 @@ def read_robomimic(path: Path, keys: tuple[str, ...] = ()) -> Demonstrations:
         if missing or not chosen:
             raise InputError(f"{path}: there is no observation {missing or 'vector'}; obs holds {', '.join(names)}")
         rows = [_demo(group, chosen, f"{path}: {demo}") for demo, group in groups.items()]
+        seen = [_pictures(g["obs"], sorted(g["obs"]), cameras, path) for g in groups.values()]
         fps = _control_rate(file["data"].attrs)
     columns = tuple(name for key, part in zip(chosen, rows[0][0], strict=True) for name in numbered(key, part.shape[1]))
-    unread = [name for name in names if name not in chosen]
+    unread = [name for name in names if name not in (*chosen, *(() if cameras is None else cameras.names))]
     return Demonstrations(
         path.name,
         "robomimic",
-        tuple(Episode(joined(parts, str(path)), action) for parts, action in rows),
+        tuple(Episode(joined(parts, str(path)), action, p) for (parts, action), p in zip(rows, seen, strict=True)),
         fps,
         columns,
         numbered("action", rows[0][1].shape[1]),

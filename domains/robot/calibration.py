@@ -25,12 +25,12 @@ class Calibration:
 
     def limit(self, ratio: float) -> float:
         """The limit at this ratio, linear in its logarithm."""
-        return float(_interpolate(torch.tensor([ratio]).log(), self.ratios.log(), self.limits)[0])
+        return float(interpolate(torch.tensor([ratio]).log(), self.ratios.log(), self.limits)[0])
 
     def ratio_for(self, distance: Tensor) -> Tensor:
         """The ratio whose limit is this distance `(B,)`; infinite where no limit is so large."""
         rising = torch.cummax(self.limits, 0).values + 1e-6 * torch.arange(len(self.limits))
-        ratio = _interpolate(distance, rising, self.ratios.log()).exp()
+        ratio = interpolate(distance, rising, self.ratios.log()).exp()
         return torch.where(distance > rising[-1], torch.inf, ratio)
 
 
@@ -58,7 +58,7 @@ def time_of_ratio(process: Process, ratio: Tensor) -> Tensor:
     return process.time_of_log_snr(-ratio.double().log())
 
 
-def _interpolate(x: Tensor, nodes: Tensor, values: Tensor) -> Tensor:
+def interpolate(x: Tensor, nodes: Tensor, values: Tensor) -> Tensor:
     """Piecewise linear, constant outside the nodes."""
     index = torch.searchsorted(nodes, x.contiguous()).clamp(1, len(nodes) - 1)
     below, above = nodes[index - 1], nodes[index]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import socket
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -53,9 +54,20 @@ class RobotClient:
         """Begin an episode."""
         self.call({"op": "reset", "seed": seed})
 
-    def act(self, observation: ArrayLike | None, deadline_ms: float | None = None) -> tuple[Vector, dict[str, Any]]:
-        """The guarded action `(A,)`, and what the server says about it; None: there is no observation."""
+    def act(
+        self,
+        observation: ArrayLike | None,
+        deadline_ms: float | None = None,
+        pictures: Mapping[str, ArrayLike] | None = None,
+    ) -> tuple[Vector, dict[str, Any]]:
+        """The guarded action `(A,)`, and what the server says about it.
+
+        Args:
+            observation: `(O,)`; None: there is none.
+            pictures: `(rows, columns, 3)` of each camera of the policy; a frame holds 4 MiB.
+        """
         arrays = {} if observation is None else {"observation": np.asarray(observation, dtype=np.float64)}
+        arrays |= {name: np.asarray(picture) for name, picture in (pictures or {}).items()}
         header = {"op": "act", "time": time.monotonic(), "deadline_ms": deadline_ms}
         reply, values = self.call(header, arrays)
         return values["action"], {**reply, "chunk": values["chunk"]}

@@ -21,13 +21,23 @@ class Episode:
     Attributes:
         observation: `(T, O)`, in the units of the source.
         action: `(T, A)`; `action[i]` was commanded on seeing `observation[i]`.
+        pictures: `(T, cameras, 3, size, size)` uint8; None where no camera was asked for.
     """
 
     observation: Array
     action: Array
+    pictures: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.action)
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """Which pictures are read, and at which height and width."""
+
+    names: tuple[str, ...] = ()
+    size: int = 64
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,8 @@ def _check(episode: Episode, first: Episode, where: str) -> None:
             )
         if not np.isfinite(values).all():
             raise InputError(f"{where}: the {what} holds NaN or infinity; remove that episode or repair it")
+    if episode.pictures is not None and len(episode.pictures) != len(episode.action):
+        raise InputError(f"{where}: {len(episode.pictures)} pictures and {len(episode.action)} actions")
     if len(episode.observation) != len(episode.action) or not len(episode):
         raise InputError(
             f"{where}: {len(episode.observation)} observations and {len(episode.action)} actions; "
@@ -96,7 +108,13 @@ def _check(episode: Episode, first: Episode, where: str) -> None:
         )
 
 
-def cut(observation: Array, action: Array, ends: NDArray[np.integer], name: str) -> tuple[Episode, ...]:
+def cut(
+    observation: Array,
+    action: Array,
+    ends: NDArray[np.integer],
+    name: str,
+    pictures: NDArray[np.uint8] | None = None,
+) -> tuple[Episode, ...]:
     """Episodes of concatenated arrays; `ends[i]` is the index after the last step of episode i.
 
     Raises:
@@ -105,12 +123,17 @@ def cut(observation: Array, action: Array, ends: NDArray[np.integer], name: str)
     stops = [int(end) for end in np.asarray(ends).reshape(-1)]
     if not stops or stops[0] < 1 or any(b <= a for a, b in pairwise(stops)):
         raise InputError(f"{name}: episode_ends must rise strictly from at least 1; it is {stops[:5]}...")
+    if pictures is not None and len(pictures) != len(action):
+        raise InputError(f"{name}: {len(pictures)} pictures and {len(action)} actions")
     if not stops[-1] == len(observation) == len(action):
         raise InputError(
             f"{name}: episode_ends stops at {stops[-1]}, with {len(observation)} observations and {len(action)} actions"
         )
     starts = [0, *stops[:-1]]
-    return tuple(Episode(observation[a:b], action[a:b]) for a, b in zip(starts, stops, strict=True))
+    return tuple(
+        Episode(observation[a:b], action[a:b], None if pictures is None else pictures[a:b])
+        for a, b in zip(starts, stops, strict=True)
+    )
 
 
 def matrix(values: object, where: str) -> Array:

@@ -13,8 +13,8 @@ from domains.robot.guard import Vector
 from suite.errors import InputError
 
 
-def make_environment(name: str, pictures: bool = False) -> Any:
-    """The environment of that name; with `pictures` it can be rendered.
+def make_environment(name: str, pictures: bool = False, options: Mapping[str, Any] | None = None) -> Any:
+    """The environment of that name, made with these options; with `pictures` it can be rendered.
 
     Raises:
         InputError: gymnasium is needed and missing, or there is no such environment.
@@ -23,7 +23,7 @@ def make_environment(name: str, pictures: bool = False) -> Any:
     if colon:
         found = getattr(_import(module, name), rest, None)
         if isinstance(found, type):
-            return _built(found, name)
+            return _built(found, name, options or {})
     else:
         rest, module = name, name.rpartition("/")[0]
     try:
@@ -33,8 +33,8 @@ def make_environment(name: str, pictures: bool = False) -> Any:
     if module and rest not in gymnasium.registry:
         _import(module, name)  # registers its environments
     try:
-        return gymnasium.make(rest, render_mode="rgb_array" if pictures else None)
-    except gymnasium.error.Error as error:
+        return gymnasium.make(rest, render_mode="rgb_array" if pictures or options else None, **(options or {}))
+    except (gymnasium.error.Error, TypeError) as error:
         raise InputError(f"{name}: {str(error).splitlines()[0]}") from error
 
 
@@ -45,14 +45,14 @@ def _import(module: str, name: str) -> Any:
         raise InputError(f"{name}: the module {module} cannot be imported ({error})") from error
 
 
-def _built(kind: type, name: str) -> Any:
+def _built(kind: type, name: str, options: Mapping[str, Any]) -> Any:
     missing = [method for method in ("reset", "step") if not callable(getattr(kind, method, None))]
     if missing:
         raise InputError(f"{name}: an environment needs the method {missing[0]}, as gymnasium's have it")
     try:
-        return kind()
+        return kind(**options)
     except TypeError as error:
-        raise InputError(f"{name}: the class cannot be made without arguments ({error})") from error
+        raise InputError(f"{name}: the class cannot be made with the arguments {dict(options)} ({error})") from error
 
 
 def action_box(environment: Any) -> tuple[ArrayLike, ArrayLike] | None:

@@ -27,11 +27,12 @@ def finish(trainer: PolicyTrainer, minutes: float | None = None) -> PolicyFile:
     """The policy of a trainer's averaged network, its weights rounded to half precision as they are stored."""
     net = trainer.average.cpu().half().float().eval().requires_grad_(False)
     held = trainer.validation
-    calibration = calibrate(net, held.chunk, held.condition, RATIOS, Noise.of(0, ["calibration"]))
+    calibration = calibrate(net, held.chunk, trainer.conditions(net), RATIOS, Noise.of(0, ["calibration"]))
     blank = (torch.zeros(0), torch.zeros(0), torch.zeros(0))
     file = PolicyFile(net, trainer.normalizer, calibration, blank, _card(trainer, minutes), anchors(trainer))
     noise = torch.randn(1, trainer.data.action_dim, net.horizon, generator=generator(0, "selftest"))
-    observation = _example(trainer)
+    observation, pictures = _example(trainer)
+    file = replace(file, pictures=pictures)
     return replace(file, selftest=(observation, noise, self_test_chunk(file, observation, noise)))
 
 
@@ -55,11 +56,14 @@ def _relative(episode: Episode, trainer: PolicyTrainer, position: list[int] | No
     return chunk - trainer.normalizer.action(torch.from_numpy(episode.observation[:, position]))[..., None]
 
 
-def _example(trainer: PolicyTrainer) -> Tensor:
-    """The first observations of the last episode, `(1, T, O)`."""
+def _example(trainer: PolicyTrainer) -> tuple[Tensor, Tensor | None]:
+    """The first observations of the last episode, `(1, T, O)`, and the newest pictures."""
     steps = trainer.config.observation_steps
     observation = torch.tensor(trainer.data.episodes[-1].observation)
-    return observation[torch.arange(steps).clamp_max(len(observation) - 1)][None].clone()
+    newest = min(steps, len(observation)) - 1
+    shown = trainer.data.episodes[-1].pictures
+    pictures = None if shown is None else torch.tensor(shown[newest : newest + 1])
+    return observation[torch.arange(steps).clamp_max(len(observation) - 1)][None].clone(), pictures
 
 
 def _card(trainer: PolicyTrainer, minutes: float | None) -> PolicyCard:
@@ -70,6 +74,8 @@ def _card(trainer: PolicyTrainer, minutes: float | None) -> PolicyCard:
         observation=list(data.observation_names),
         action=list(data.action_names),
         position=config.data.position,
+        commands=config.data.commands,
+        linear=config.linear,
         fps=trainer.fps,
         horizon=config.horizon,
         execute=config.execute,
@@ -78,6 +84,7 @@ def _card(trainer: PolicyTrainer, minutes: float | None) -> PolicyCard:
         normalisation=config.data.normalisation,
         architecture=config.network.kind,
         network=trainer.settings,
+        vision=config.vision.settings(),
         process=config.process,
         head=config.head,
         sigma_data=trainer.sigma_data,
@@ -117,7 +124,7 @@ def _data(trainer: PolicyTrainer) -> dict[str, Any]:
 
 def self_test_chunk(file: PolicyFile, observation: Tensor, noise: Tensor) -> Tensor:
     """What `robot check` repeats: DDIM in `SELFTEST_STEPS` steps from the given noise, `(1, H, A)` in physical units."""
-    condition = file.normalizer.observation(observation).flatten(1)
+    condition = file.net.condition(file.normalizer.observation(observation).flatten(1), file.pictures)
     chunk = file.sampler("ddim", SELFTEST_STEPS).from_noise(condition, noise)
     return file.normalizer.physical_action(chunk.transpose(1, 2)).contiguous()
 
@@ -128,4 +135,5 @@ def fingerprint(data: Demonstrations) -> str:
     for episode in data.episodes:
         digest.update(episode.observation.tobytes())
         digest.update(episode.action.tobytes())
+        digest.update(b"" if episode.pictures is None else episode.pictures.tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""LeRobotDataset v2.1 and v3.0, read from their parquet files; videos are left out.
+"""LeRobotDataset v2.1 and v3.0, read from their parquet files, image columns among them; videos are left out.
 
 v2.1: one parquet file per episode, episode list in `meta/episodes.jsonl`.
 v3.0: many episodes per parquet file, episode list in `meta/episodes/**.parquet`.
@@ -6,13 +6,15 @@ v3.0: many episodes per parquet file, episode list in `meta/episodes/**.parquet`
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from domains.robot.containers import Demonstrations, Episode, matrix, numbered
+from domains.robot.containers import Cameras, Demonstrations, Episode, matrix, numbered
+from domains.robot.vision import Pictures, resized
 from suite.errors import InputError
 from suite.files import existing, reading
 
@@ -24,7 +26,7 @@ def is_lerobot(path: Path) -> bool:
     return (path / "meta" / "info.json").is_file()
 
 
-def read_lerobot(path: Path, keys: tuple[str, ...] = ()) -> Demonstrations:
+def read_lerobot(path: Path, keys: tuple[str, ...] = (), cameras: Cameras | None = None) -> Demonstrations:
     """A LeRobotDataset folder.
 
     Args:
@@ -43,13 +45,22 @@ def read_lerobot(path: Path, keys: tuple[str, ...] = ()) -> Demonstrations:
     for key in (*chosen, "action"):
         if key not in features or features[key]["dtype"] in _MEDIA:
             raise InputError(f"{path}: there is no numeric feature {key!r}; the data set has {', '.join(features)}")
+    seen = cameras or Cameras()
+    for key in seen.names:
+        kind = features.get(key, {}).get("dtype")
+        if kind != "image":
+            hint = "; videos are not decoded here: convert it to image columns" if kind == "video" else ""
+            raise InputError(f"{path}: there is no image feature {key!r}{hint} (it has {', '.join(features)})")
     tables = _tables_v21(path, info) if info["codebase_version"] == "v2.1" else _tables_v30(path)
     episodes = []
     for number, table in tables:
         where = f"{path}: episode {number}"
         columns = [matrix(_column(table, key, where), where) for key in (*chosen, "action")]
-        episodes.append(Episode(np.concatenate(columns[:-1], axis=1), columns[-1]))
-    media = [key for key, about in features.items() if about["dtype"] in _MEDIA]
+        pictures = (
+            None if not seen.names else np.stack([_images(path, table, k, seen.size, where) for k in seen.names], 1)
+        )
+        episodes.append(Episode(np.concatenate(columns[:-1], axis=1), columns[-1], pictures))
+    media = [key for key, about in features.items() if about["dtype"] in _MEDIA and key not in seen.names]
     first = episodes[0]
     names = tuple(name for key in chosen for name in _names(features, key))
     return Demonstrations(
@@ -96,6 +107,21 @@ def _column(table: Any, key: str, where: str) -> Any:
     while hasattr(values, "flatten") and values.type.num_fields:  # lists of lists of numbers
         values = values.flatten()
     return values.to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
+
+
+def _images(folder: Path, table: Any, key: str, size: int, where: str) -> Pictures:
+    """An image column `{bytes, path}` of encoded pictures, `(T, 3, size, size)`."""
+    from PIL import Image
+
+    if key not in table.column_names:
+        raise InputError(f"{where}: the parquet file has no column {key!r}; it has {', '.join(table.column_names)}")
+    out = []
+    for cell in table.column(key).to_pylist():
+        with reading(folder, f"a picture of {key} cannot be decoded"):
+            data = cell["bytes"] if cell["bytes"] is not None else _inside(folder, cell["path"]).read_bytes()
+            picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        out.append(resized(picture, size, where))
+    return np.stack(out)
 
 
 def _tables_v21(path: Path, info: dict[str, Any]) -> list[tuple[int, Any]]:

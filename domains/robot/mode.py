@@ -17,11 +17,10 @@ from domains.robot.embedding import LevelEmbedding
 from suite.errors import InputError
 
 
-def swiglu(x: Tensor, inner: Tensor, outer: Tensor, gate: Tensor | None = None) -> Tensor:
-    """`W_o (g * silu(W_1 x) * W_2 x)` for `x` `(..., D)`, `inner` `(2 M, D)` = [W_1; W_2], `outer` `(D, M)`, `gate` `(M,)`."""
+def swiglu(x: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
+    """`W_o (silu(W_1 x) * W_2 x)` for `x` `(..., D)`, `inner` `(2 M, D)` = [W_1; W_2], `outer` `(D, M)`."""
     first, second = F.linear(x, inner).chunk(2, dim=-1)
-    hidden = F.silu(first) * second
-    return F.linear(hidden if gate is None else hidden * gate, outer)
+    return F.linear(F.silu(first) * second, outer)
 
 
 class Experts(nn.Module):

@@ -16,6 +16,9 @@ from torch.nn import functional as F
 
 from domains.robot.embedding import LevelEmbedding
 from domains.robot.mode import MoDE
+from domains.robot.origin import Origin, Relative
+from domains.robot.schedules import remembered
+from domains.robot.vision import ImageEncoder
 from suite.denoiser import HEADS, Denoiser, HeadDenoiser, Network, target
 from suite.errors import InputError
 from suite.network import Preconditioned
@@ -68,6 +71,10 @@ class ResidualMLP(nn.Module):
         self.blocks = nn.ModuleList(_MLPBlock(width, features) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.tail = nn.Linear(width, action_dim * horizon)
+
+    @property
+    def layers(self) -> list[_MLPBlock]:
+        return [block for block in self.blocks if isinstance(block, _MLPBlock)]
 
     def forward(self, x: Tensor, c_noise: Tensor, condition: Tensor) -> Tensor:
         """`(B, A, H)` for `x` `(B, A, H)`, `c_noise` `(B, levels)`, `condition` `(B, K)`."""
@@ -163,6 +170,7 @@ class ActionNetwork(Preconditioned):
         head: `edm` (preconditioned, suite/network.py) or eps, x0, v, flow (suite/denoiser.py).
         process: the process it is trained on.
         settings: arguments of the backbone.
+        vision: arguments of the image encoder, whose features end the condition; None: there is none.
 
     Raises:
         InputError: no such backbone or head, or settings it does not have.
@@ -176,6 +184,7 @@ class ActionNetwork(Preconditioned):
         sigma_data: float,
         sigma_range: tuple[float, float],
         settings: dict[str, Any],
+        vision: dict[str, Any] | None = None,
     ) -> None:
         if kind not in BACKBONES or head not in ACTION_HEADS:
             raise InputError(
@@ -189,13 +198,27 @@ class ActionNetwork(Preconditioned):
         except (TypeError, RuntimeError, ZeroDivisionError) as error:
             raise InputError(f"the network {kind}: {str(error).splitlines()[0]}") from error
         super().__init__(backbone, sigma_data, sigma_range)
-        self.head, self.process = head, process
+        self.head, self.process = head, remembered(process)
+        self.encoder = None if vision is None else ImageEncoder(**vision)
+        self.origin: Origin | None = None  # set where the chunks of training are relative to the robot
         self.horizon = int(settings["horizon"])
         self.levels = int(settings.get("levels", 1))
         if self.levels not in (1, self.horizon):
             raise InputError(
                 f"a network knows one noise level, or one for each of {self.horizon} actions, not {self.levels}"
             )
+
+    def condition(self, seen: Tensor, pictures: Tensor | None) -> Tensor:
+        """What the backbone is conditioned on: observations `(B, K)`, and features of the pictures where there is an encoder.
+
+        Raises:
+            InputError: pictures are missing, or there is nothing that could see them.
+        """
+        if (pictures is None) != (self.encoder is None):
+            raise InputError("a policy with cameras needs their pictures, and one without takes none")
+        if pictures is None or self.encoder is None:
+            return seen
+        return torch.cat([seen, self.encoder(pictures).to(seen.dtype)], dim=1)
 
     def raw(self, z: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """The backbone's own output; `t` is `(B or 1, 1, 1)`, or `(B or 1, 1, H)` where the network knows a level per action.
@@ -227,9 +250,11 @@ class ActionNetwork(Preconditioned):
             c_skip, c_out, _ = self.coefficients(self.process.alpha(t), self.process.sigma(t))
             return c_skip.to(z.dtype) * z + c_out.to(z.dtype) * raw(z, t, condition)
 
-        if self.head in HEADS:
-            return HeadDenoiser(raw, self.process, self.head, differentiable=differentiable)
-        return HeadDenoiser(mean, self.process, "x0", differentiable=differentiable)
+        known = self.head in HEADS
+        denoiser = HeadDenoiser(
+            raw if known else mean, self.process, self.head if known else "x0", differentiable=differentiable
+        )
+        return denoiser if self.origin is None else Relative(denoiser, self.origin)
 
     def loss(self, x0: Tensor, condition: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Squared error of the head's own target, one value per chunk `(B,)`; `t` is `(B,)` or `(B, H)`.
@@ -237,6 +262,8 @@ class ActionNetwork(Preconditioned):
         In training mode the load balance of mixed experts is added.
         """
         time = t.reshape(len(t), 1, -1)
+        if self.origin is not None:
+            x0 = x0 - self.origin(condition)
         z = self.process.marginal(x0, time, eps)
         out = self.raw(z, time, condition)
         if self.head in HEADS:

@@ -6,6 +6,7 @@ Chain: a chunk sampled now (`fresh`, or `warm` when it continues the previous on
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -19,11 +20,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from domains.robot.constraints import FROZEN, Constraint, prefix
+from domains.robot.eyes import Eyes, pictures_of
 from domains.robot.guard import Guard, Vector
 from domains.robot.policyconfig import PolicyConfig, limits_of
 from domains.robot.policyfile import PolicyFile, load_policy_file
 from domains.robot.samplers import Previous, Sampled, Sampler
 from domains.robot.senses import Senses
+from domains.robot.vision import Pictures
 from domains.robot.watched import Pace
 from suite.errors import InputError
 from suite.noise import Noise
@@ -101,8 +104,9 @@ class Policy:
         """First calls are slow; they must not count as the pace of the network."""
         condition = torch.zeros(1, self.card.network["condition_dim"])
         previous = None
+        Eyes(self.file.net.encoder, 1).warm_up()
         for _ in range(3):
-            self.sampler.pace.seconds = 0.0
+            self.sampler.pace.reset()
             drawn = self.sampler.draw(condition, Noise.of(0), previous)
             previous = None if drawn.chunk is None else Previous(drawn.chunk, drawn.buffer)
 
@@ -123,6 +127,7 @@ class Policy:
         self._buffer = torch.zeros_like(self._plan)  # of the sampler stream
         self._buffered = np.zeros(batch, dtype=bool)
         self._guard = Guard(self.limits, self.dt)
+        self._eyes = Eyes(self.file.net.encoder, batch)
 
     @property
     def _stale_after(self) -> float:
@@ -140,7 +145,9 @@ class Policy:
         """The next command.
 
         Args:
-            observation: `(O,)` or `(B, O)`, a mapping of `observation.*` features, or None when it is missing.
+            observation: `(O,)` or `(B, O)`; a mapping of `observation.*` features, with the pictures of every camera of the
+                policy (`observation.images.NAME` or `NAME`, rows x columns x 3 or LeRobot's 3 x rows x columns); or None when
+                it is missing.
             deadline_s: the answer is due so many seconds after the call; default that of the config.
             timestamp: when the observation was made, by `time.monotonic()`.
             known: goal, `(H, A)` or `(B, H, A)`: actions from now on that the plan shall agree with, NaN where it is free.
@@ -148,11 +155,23 @@ class Policy:
         Raises:
             InputError: the observation has another number of dimensions or items than before.
         """
+        collecting = gc.isenabled()
+        gc.disable()  # a collection of garbage takes as long as a deadline; it can come between two calls
+        try:
+            return self._act(observation, deadline_s, timestamp, known)
+        finally:
+            if collecting:
+                gc.enable()
+
+    def _act(
+        self, observation: Any, deadline_s: float | None, timestamp: float | None, known: ArrayLike | None
+    ) -> ActionResult:
         began = time.perf_counter()
         due = deadline_s if deadline_s is not None else (self.config.deadline_ms or 0) / 1000 or None
-        values, single = self._values(observation)
+        values, pictures, single = self._values(observation)
         notes: list[Counter[str]] = [Counter() for _ in range(self._batch)]
         usable = self._senses.take(values, timestamp, notes)
+        self._eyes.look(pictures, usable)
         self._age[self._senses.jumped] = self.card.horizon
         self._start_guard(usable)
         goal = None if known is None else self._goal(known)
@@ -173,21 +192,29 @@ class Policy:
             return ActionResult(action[0], chunk[0], nfe, latency, sources[0], found[0])
         return ActionResult(action, chunk, nfe, latency, sources, found)
 
-    def _values(self, observation: Any) -> tuple[Vector | None, bool]:
-        """The observation as `(B, O)`, None when it is missing, and whether it came without a batch."""
+    def _values(self, observation: Any) -> tuple[Vector | None, Pictures | None, bool]:
+        """The observation as `(B, O)`, None when it is missing, its pictures, and whether it came without a batch."""
+        pictures = None
         if isinstance(observation, Mapping):
-            observation = self.joined(observation)
+            pictures = pictures_of(observation, self.card.cameras)
+            lacking = pictures is None and self.card.vision is not None
+            observation = None if lacking else self.joined(observation)
+        elif observation is not None and self.card.vision is not None:
+            names = ", ".join(self.card.cameras.names)
+            raise InputError(
+                f"the policy {self.card.name} sees the cameras {names}: give a mapping with their pictures"
+            )
         array = None if observation is None else np.asarray(observation, dtype=np.float64)
         if array is None or array.size == 0:
             if not self._batch:
                 self._begin(1)
                 self._single = True
-            return None, self._single
+            return None, None, self._single
         single = array.ndim == 1
-        width = len(self.card.observation)
+        width = len(self.card.observed)
         if array.ndim not in (1, 2) or array.shape[-1] != width:
             raise InputError(
-                f"the policy {self.card.name} takes observations of {width} numbers ({', '.join(self.card.observation)}), "
+                f"the policy {self.card.name} takes observations of {width} numbers ({', '.join(self.card.observed)}), "
                 f"not of shape {array.shape}"
             )
         array = np.atleast_2d(array)
@@ -196,11 +223,22 @@ class Policy:
             self._single = single
         if len(array) != self._batch:
             raise InputError(f"the batch has {len(array)} items and had {self._batch}; call reset between episodes")
-        return array, single
+        if pictures is not None and pictures.shape[:-4] not in ((), (len(array),)):
+            raise InputError(f"{pictures.shape[0]} pictures of each camera came with {len(array)} observations")
+        return (np.concatenate([array, self._last(array)], axis=1) if self.card.commands else array), pictures, single
+
+    def _last(self, observation: Vector) -> Vector:
+        """The last commands `(B, A)`; before the first one, where the robot is, or the usual first command."""
+        if self._guard.position is not None:
+            return self._guard.position
+        if self.card.position is not None:
+            return observation[:, self.card.position]
+        usual = self.normalizer.action_start.double().numpy()
+        return np.broadcast_to(usual, (len(observation), len(usual)))
 
     def joined(self, features: Mapping[str, Any]) -> Vector | None:
         """The observation `(..., O)` of a mapping: its `observation.*` vectors in the order of the card; None: it has none."""
-        names = list(dict.fromkeys(f"observation.{name.rsplit('.', 1)[0]}" for name in self.card.observation))
+        names = list(dict.fromkeys(f"observation.{name.rsplit('.', 1)[0]}" for name in self.card.observed))
         if any(name not in features for name in names):
             names = [name for name in ("observation.state", "observation.environment_state") if name in features]
         parts = [np.asarray(features[name], dtype=np.float64) for name in names]
@@ -261,7 +299,11 @@ class Policy:
         noise = Noise([self._noise.generators[i] for i in items])
         previous = Previous(self._shifted()[rows], self._buffer[rows]) if continued else None
         known = None if goal is None else Constraint(goal.values[rows], goal.std[rows])
-        return self.sampler.draw(self._senses.condition()[rows], noise, previous, deadline, self._origin(rows), known)
+        return self.sampler.draw(self._condition()[rows], noise, previous, deadline, self._origin(rows), known)
+
+    def _condition(self) -> Tensor:
+        """What the network is conditioned on, `(B, K)`."""
+        return torch.cat([self._senses.condition(), self._eyes.features], dim=1)
 
     def _origin(self, rows: Tensor) -> Tensor | None:
         """Where the robot is, in network units of the action; None where the card does not know."""
@@ -321,8 +363,9 @@ class Policy:
         With what is left of the previous chunk `(B, T, A)` this is real-time chunking: the first `inference_delay`
         actions are those that will be executed meanwhile, and the rest continues them.
         """
-        values, _ = self._values(batch)
-        self._senses.take(values, None, [Counter() for _ in range(self._batch)])
+        values, pictures, _ = self._values(batch)
+        usable = self._senses.take(values, None, [Counter() for _ in range(self._batch)])
+        self._eyes.look(pictures, usable)
         constraint = None
         if prev_chunk_left_over is not None:
             left = torch.as_tensor(prev_chunk_left_over, dtype=torch.float32)
@@ -332,7 +375,7 @@ class Policy:
             overlap = min(left.shape[1], self.card.horizon)
             constraint = prefix(chunk, inference_delay, overlap, self.card.sigma_data)
         origin = self._origin(torch.arange(self._batch))
-        drawn = self._chunker().draw(self._senses.condition(), self._noise, None, None, origin, constraint)
+        drawn = self._chunker().draw(self._condition(), self._noise, None, None, origin, constraint)
         if drawn.chunk is None:
             raise ValueError("a sampler without a deadline always gives a chunk")
         return self.normalizer.physical_action(drawn.chunk.transpose(1, 2))

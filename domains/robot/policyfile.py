@@ -19,8 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from domains.robot.calibration import Calibration
+from domains.robot.containers import Cameras
 from domains.robot.network import ActionNetwork
 from domains.robot.normalizer import Normalizer
+from domains.robot.origin import Origin
 from domains.robot.samplers import SAMPLERS, WARM_RATIO, Sampler
 from suite.errors import InputError
 from suite.files import atomic_file
@@ -29,6 +31,8 @@ from suite.process import process
 WEIGHTS = Path(__file__).parent / "weights"
 CALIBRATION = ("calibration.ratio", "calibration.limit")
 SELFTEST = ("selftest.observation", "selftest.noise", "selftest.chunk")
+PICTURES = "selftest.pictures"
+ORIGIN = ("origin.weight", "origin.bias")
 SELFTEST_STEPS = 5
 TOLERANCE = 1e-3  # of the self-test, in network units
 
@@ -43,6 +47,8 @@ class PolicyCard(BaseModel):
     observation: list[str]
     action: list[str]
     position: list[int] | None = None
+    commands: bool = False
+    linear: bool = False
     fps: float = Field(gt=0)
     horizon: int = Field(ge=2)
     execute: int = Field(ge=1)
@@ -51,6 +57,7 @@ class PolicyCard(BaseModel):
     normalisation: Literal["min-max", "z-score"]
     architecture: str
     network: dict[str, Any]
+    vision: dict[str, Any] | None = None
     process: str
     process_parameters: dict[str, float] = {}
     head: str
@@ -63,6 +70,16 @@ class PolicyCard(BaseModel):
     validation: dict[str, Any]
     limits: list[str]
 
+    @property
+    def cameras(self) -> Cameras:
+        """Whose pictures the policy sees."""
+        return Cameras() if self.vision is None else Cameras(tuple(self.vision["cameras"]), int(self.vision["size"]))
+
+    @property
+    def observed(self) -> list[str]:
+        """What the robot says; the policy adds its own last command where the card wants it."""
+        return self.observation[: len(self.observation) - self.commands * len(self.action)]
+
 
 @dataclass(frozen=True)
 class PolicyFile:
@@ -72,6 +89,7 @@ class PolicyFile:
         calibration: of the residual test.
         selftest: `(observation (1, T, O), noise (1, A, H), chunk (1, H, A))`, physical, network and physical units.
         card: what the policy is.
+        pictures: of the self-test, `(1, cameras, 3, size, size)` uint8, where the policy sees cameras.
         anchors: typical chunks `(K, A, H)` in network units, relative to where the robot is (where the card knows that).
     """
 
@@ -81,6 +99,7 @@ class PolicyFile:
     selftest: tuple[Tensor, Tensor, Tensor]
     card: PolicyCard
     anchors: Tensor | None = None
+    pictures: Tensor | None = None
     path: Path | None = None
     sha256: str = ""
 
@@ -98,8 +117,11 @@ class PolicyFile:
         """Write the file, atomically."""
         tensors = {f"net.{k}": v.detach().cpu().half() for k, v in self.net.state_dict().items()}
         tensors |= self.normalizer.tensors()
+        if self.net.origin is not None:
+            tensors |= dict(zip(ORIGIN, (self.net.origin.weight, self.net.origin.bias), strict=True))
         tensors |= dict(zip(CALIBRATION, (self.calibration.ratios, self.calibration.limits), strict=True))
         tensors |= {} if self.anchors is None else {"anchors": self.anchors}
+        tensors |= {} if self.pictures is None else {PICTURES: self.pictures}
         tensors |= dict(zip(SELFTEST, self.selftest, strict=True))
         tensors = {k: v.contiguous() for k, v in tensors.items()}
         card = self.card.model_dump_json()
@@ -120,7 +142,9 @@ def checksum(tensors: Mapping[str, Tensor], card: str) -> str:
 def network_of(card: PolicyCard) -> ActionNetwork:
     """The network a card describes, with random weights."""
     proc = process(card.process, **card.process_parameters)
-    return ActionNetwork(card.architecture, card.head, proc, card.sigma_data, card.sigma_range, card.network)
+    return ActionNetwork(
+        card.architecture, card.head, proc, card.sigma_data, card.sigma_range, card.network, card.vision
+    )
 
 
 def find_policy(name: str | Path) -> Path:
@@ -165,10 +189,12 @@ def load_policy_file(name: str | Path) -> PolicyFile:
     weights = {k.removeprefix("net."): v.float() for k, v in tensors.items() if k.startswith("net.")}
     if {k: v.shape for k, v in net.state_dict().items()} != {k: v.shape for k, v in weights.items()}:
         raise InputError(f"{path}: the weights do not fit the network its card describes")
-    if not all(bool(v.isfinite().all()) for v in tensors.values()):
+    if not all(bool(v.isfinite().all()) for v in tensors.values() if v.is_floating_point()):
         raise InputError(f"{path}: a tensor holds NaN or infinity; the file is damaged")
     net.load_state_dict(weights)
     _check_shapes(card, normalizer, tensors, path)
+    if card.linear:
+        net.origin = Origin(*(tensors[name].float() for name in ORIGIN))
     return PolicyFile(
         net.eval().requires_grad_(False),
         normalizer,
@@ -176,6 +202,7 @@ def load_policy_file(name: str | Path) -> PolicyFile:
         (tensors[SELFTEST[0]], tensors[SELFTEST[1]], tensors[SELFTEST[2]]),
         card,
         tensors.get("anchors"),
+        tensors.get(PICTURES),
         path,
         hashlib.sha256(path.read_bytes()).hexdigest(),
     )
@@ -189,11 +216,23 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from error
 
 
+def _seen(card: PolicyCard) -> tuple[int, tuple[int, ...]] | None:
+    """Features and shape of the pictures of a policy with cameras."""
+    if card.vision is None:
+        return None
+    cameras, size = len(card.vision["cameras"]), int(card.vision["size"])
+    return 2 * int(card.vision["points"]) * cameras, (1, cameras, 3, size, size)
+
+
 def _check_shapes(card: PolicyCard, normalizer: Normalizer, tensors: Mapping[str, Tensor], path: Path) -> None:
     observation, action = len(card.observation), len(card.action)
-    condition = card.observation_steps * normalizer.observation_scale.numel()
+    seen = _seen(card)
+    seen_width = card.observation_steps * normalizer.observation_scale.numel()
+    condition = seen_width + (0 if seen is None else seen[0])
+    pictures = tensors[PICTURES].shape if PICTURES in tensors else None
     good = (
-        normalizer.angle.numel() == observation
+        pictures == (None if seen is None else seen[1])
+        and normalizer.angle.numel() == observation
         and normalizer.action_scale.numel() == action
         and tensors["selftest.observation"].shape == (1, card.observation_steps, observation)
         and tensors["selftest.noise"].shape == (1, action, card.horizon)
@@ -202,6 +241,11 @@ def _check_shapes(card: PolicyCard, normalizer: Normalizer, tensors: Mapping[str
         and tensors["calibration.ratio"].numel() > 1
         and ("anchors" not in tensors or tensors["anchors"].shape[1:] == (action, card.horizon))
         and card.execute <= card.horizon
+        and (card.position is None or len(card.position) == action)
+        and all(0 <= i < observation for i in card.position or ())
+        and card.linear == all(name in tensors for name in ORIGIN)
+        and (not card.linear or tensors[ORIGIN[0]].shape == (action, card.horizon, seen_width))
+        and (not card.linear or tensors[ORIGIN[1]].shape == (action, card.horizon))
         and all(
             card.network.get(key) == value
             for key, value in {"action_dim": action, "horizon": card.horizon, "condition_dim": condition}.items()

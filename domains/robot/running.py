@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import numpy as np
 import torch
+from pydantic import Field
 
 from domains.robot.environments import action_box, flat, make_environment, reset
 from domains.robot.policy import ActionResult, Policy
@@ -30,9 +32,11 @@ class RunConfig(PolicyConfig):
 
     Attributes:
         max_steps: an episode ends after so many steps at the latest.
+        environment: arguments of the environment, as `--set environment.obs_type=pixels_agent_pos`.
     """
 
     max_steps: int = 300
+    environment: dict[str, Any] = Field(default_factory=dict)
 
 
 C = TypeVar("C", bound=PolicyConfig)
@@ -55,7 +59,7 @@ def rollout_verb(name: str, env: str, episodes: int, given: dict[str, Any]) -> N
     config = run_settings(RunConfig, given)
     file = load_policy_file(name)
     gif: Path | None = given["gif"]
-    environment = make_environment(env, pictures=gif is not None)
+    environment = make_environment(env, gif is not None, config.environment)
     rows, latencies = [], []
     frames: list[Any] = []
     with progress("Episodes", episodes, quiet=given["quiet"]) as update:
@@ -95,7 +99,7 @@ def episode(
     interventions: Counter[str] = Counter()
     sources: Counter[str] = Counter()
     while len(results) < max_steps:
-        result = policy.act(flat(observation))
+        result = policy.act(observed(policy, observation))
         observation, reward, terminated, truncated, about = environment.step(result.action.astype(np.float32))
         rewards.append(float(reward))
         results.append(result)
@@ -119,6 +123,29 @@ def episode(
         "jerk": jerk(np.array([result.action for result in results]), policy.dt),
         **({} if route is None else {"route": list(route)}),
     }, results
+
+
+def observed(policy: Policy, observation: Any) -> Any:
+    """An environment's observation as the policy takes it: one vector, beside its cameras' pictures where it has cameras.
+
+    A single picture is that of a single camera, whatever the environment calls it.
+
+    Raises:
+        InputError: a camera's picture is missing.
+    """
+    cameras = policy.card.cameras.names
+    if not cameras:
+        return flat(observation)
+    shown = {k: v for k, v in observation.items() if np.ndim(v) == 3} if isinstance(observation, Mapping) else {}
+    if len(cameras) == len(shown) == 1:  # there is no doubt which it is
+        shown = {cameras[0]: next(iter(shown.values()))}
+    missing = [name for name in cameras if name not in shown]
+    if missing:
+        raise InputError(
+            f"the policy {policy.card.name} sees the camera {missing[0]!r}, and the environment shows none"
+        )
+    state = flat({key: value for key, value in observation.items() if np.ndim(value) < 3})
+    return {"observation.state": state, **{name: shown[name] for name in cameras}}
 
 
 def jerk(actions: Any, dt: float) -> float:
@@ -183,7 +210,7 @@ def bench_verb(name: str, calls: int, env: str | None, episodes: int, given: dic
     config = run_settings(RunConfig, given)
     file = load_policy_file(name)
     samplers = [given["sampler"]] if given["sampler"] else list(file.samplers())
-    environment = None if env is None else make_environment(env)
+    environment = None if env is None else make_environment(env, options=config.environment)
     rows = []
     with progress("Bench", len(samplers), quiet=given["quiet"]) as update:
         for number, sampler in enumerate(samplers, 1):
@@ -209,19 +236,26 @@ def achieved(policy: Policy, environment: Any, episodes: int, config: RunConfig)
 def bench_row(policy: Policy, calls: int, pause_s: float = 0.0) -> dict[str, Any]:
     """Calls with observations that walk at random within the demonstrations' range, at their pace.
 
-    Between two calls it sleeps for `pause_s`, as a control loop does.
+    Between two calls it sleeps for `pause_s`, as a control loop does. `cpu_ms` is the time for which the thread ran: what
+    `latency_ms` exceeds it by, the system gave to others.
     """
     stats = policy.normalizer
+    width = len(policy.card.observed)
     low, high, step = (
-        v.double().numpy() for v in (stats.observation_low, stats.observation_high, stats.observation_step)
+        v.double().numpy()[:width] for v in (stats.observation_low, stats.observation_high, stats.observation_step)
     )
     rng = generator(policy.config.seed, "bench")
     walk = torch.randn(calls, len(low), generator=rng).double().numpy() * 0.1 * step
     seen = (low + high) / 2
-    results = []
+    size = policy.card.cameras.size
+    pictures = {name: np.zeros((size, size, 3), np.uint8) for name in policy.card.cameras.names}
+    results, ran = [], []
     for change in walk:
         seen = np.clip(seen + change, low, high)
-        results.append(policy.act(seen))
+        observation = observed(policy, {"state": seen, **pictures})
+        began = time.thread_time()
+        results.append(policy.act(observation))
+        ran.append(1000 * (time.thread_time() - began))
         if pause_s:
             time.sleep(pause_s)
     ms = np.array([1000 * result.latency for result in results])
@@ -237,6 +271,9 @@ def bench_row(policy: Policy, calls: int, pause_s: float = 0.0) -> dict[str, Any
         "misses": 0 if due is None else int((ms > due).sum()),
         "sources": {name: sources[name] for name in SOURCES},
         "jerk_rms": jerk(np.array([result.action for result in results]), policy.dt),
+        "cpu_p50_ms": float(np.percentile(ran, 50)),
+        "cpu_p99_ms": float(np.percentile(ran, 99)),
+        "cpu_ms": [round(value, 4) for value in ran],
         "latency_ms": [round(float(value), 4) for value in ms],
     }
 

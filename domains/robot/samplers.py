@@ -17,17 +17,20 @@ that distance, or from pure noise when none is so large.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from domains.robot.calibration import Calibration, rms, time_of_ratio
+from domains.robot.calibration import Calibration, interpolate, rms, time_of_ratio
 from domains.robot.constraints import Constraint
 from domains.robot.expertcache import ExpertCache
-from domains.robot.network import ActionNetwork
+from domains.robot.levels import SteadyMLP
+from domains.robot.network import ActionNetwork, ResidualMLP
 from domains.robot.watched import OutOfTime, Pace, Watched
+from suite.denoiser import Denoiser
 from suite.errors import InputError
 from suite.grid import time_grid
 from suite.noise import Noise
@@ -44,7 +47,7 @@ EVALUATIONS = {
     "stream": 3,
     "anchor": 3,
 }
-"""Network evaluations per chunk, by sampler."""
+"""Network evaluations per chunk, by sampler; where rti, warm and stream have nothing to continue they take those of ddim."""
 SAMPLERS = tuple(EVALUATIONS)
 RTI_STEPS = 100  # of the chain whose last steps RTI takes
 WARM_RATIO = 0.3  # sigma/alpha at which the guess is tested
@@ -112,7 +115,7 @@ class Sampler:
         low, high: `(A,)`, range of its action values; no mean leaves it.
         calibration: of the residual test.
         name: one of `SAMPLERS`.
-        steps: evaluations per chunk at most; default `EVALUATIONS[name]`.
+        steps: evaluations per chunk at most, also of one that starts from noise; default see `EVALUATIONS`.
         ratio: sigma/alpha of the warm start's test.
         stride: actions that leave the streaming buffer together; None: the network was not trained for it.
         anchors: typical chunks `(K, A, H)` relative to the origin of `draw`; None: there are none.
@@ -149,8 +152,16 @@ class Sampler:
         self.process: Process = self.net.process
         self.start = float(time_of_ratio(self.process, torch.tensor(self.net.sigma_range[1])))
         self.solver, steps = self._solver()
-        self.cold = self._grid(steps, self.start)
-        self.inner = ExpertCache(self.net, self.cold).denoiser() if self.cache else self.net.denoiser()
+        continues = self.name in ("rti", "warm", "stream")
+        self.fresh = self.steps or (EVALUATIONS["ddim"] if continues else steps)
+        self.cold = self._grid(self.fresh if continues else steps, self.start)
+        self.inner = self._denoiser()
+        self.test_time = time_of_ratio(self.process, torch.full((1, 1, 1), self.ratio))
+        fall = torch.linspace(1, 0, self.evaluations + 1, dtype=torch.float64)
+        self.test_grid = fall.reshape(-1, 1, 1, 1) * self.test_time
+        self.anchor_time = time_of_ratio(self.process, torch.full((1, 1, 1), ANCHOR_RATIO))
+        self.ladder = torch.logspace(math.log10(self.ratio), math.log10(self.net.sigma_range[1]), 200).double()
+        self.ladder_times = time_of_ratio(self.process, self.ladder)
         self.low, self.high = self.low[:, None], self.high[:, None]
         self.limit = self.calibration.limit(self.ratio)
 
@@ -158,6 +169,12 @@ class Sampler:
     def warm(self) -> bool:
         """True for samplers that continue the previous chunk cheaply, and so replan at every step."""
         return self.name in ("rti", "warm")
+
+    def _denoiser(self) -> Denoiser:
+        if self.cache:
+            return ExpertCache(self.net, self.cold).denoiser()
+        known = isinstance(getattr(self.net, "network", None), ResidualMLP) and self.net.head == "edm"
+        return SteadyMLP(self.net) if known else self.net.denoiser()
 
     def _solver(self) -> tuple[Solver, int]:
         makers: dict[str, Callable[[], Solver]] = {"dpmpp-2m": DPMpp2M, "heun": Heun}
@@ -190,6 +207,8 @@ class Sampler:
             origin: `(B, A)`, where the anchors are attached; default 0.
             constraint: what the chunk shall agree with.
         """
+        if constraint is not None and self.name == "warm" and len(condition) == len(noise.generators) > 1:
+            return self._each(condition, noise, previous, deadline, constraint)
         inner = self.inner if constraint is None else constraint.guide(self.inner, self.net.sigma_data, noise)
         watched = Watched(inner, self.low, self.high, deadline, self.pace)
         cold = torch.ones(len(condition), dtype=torch.bool)
@@ -207,6 +226,20 @@ class Sampler:
         except OutOfTime:
             restarted = cold if watched.restarted is None else watched.restarted
             return Sampled(watched.mean, watched.evaluations, False, restarted)
+
+    def _each(
+        self, condition: Tensor, noise: Noise, previous: Previous | None, deadline: float | None, known: Constraint
+    ) -> Sampled:
+        """One item after another: items that start again part from the others, and their constraints with them."""
+        parts = []
+        for i, source in enumerate(noise.generators):
+            guess = None if previous is None else Previous(previous.chunk[i : i + 1])
+            own = Constraint(known.values[i : i + 1], known.std.expand_as(known.values)[i : i + 1])
+            parts.append(self.draw(condition[i : i + 1], Noise([source]), guess, deadline, None, own))
+        chunks = [part.chunk for part in parts if part.chunk is not None]
+        whole = torch.cat(chunks) if len(chunks) == len(parts) else None
+        restarted = torch.cat([part.restarted for part in parts])
+        return Sampled(whole, sum(part.nfe for part in parts), all(part.complete for part in parts), restarted)
 
     def from_noise(self, condition: Tensor, eps: Tensor) -> Tensor:
         """The chunk that a cold start from this noise `(B, A, H)` gives."""
@@ -226,8 +259,9 @@ class Sampler:
         return torch.zeros(len(condition), len(self.low), self.net.horizon)
 
     def _cold(self, watched: Watched, condition: Tensor, noise: Noise) -> Tensor:
-        eps = noise.normal(self._blank(condition))
-        return self._carry(watched, self.cold, self._noisy(None, eps, self.cold[0]), condition, noise)
+        x = self._noisy(None, noise.normal(self._blank(condition)), self.cold[0])
+        solver = DDIM() if self.name == "rti" else self.solver
+        return sample(watched, solver, self.cold, x, y=condition, noise=noise)
 
     def _rti(self, watched: Watched, guess: Tensor, condition: Tensor, noise: Noise) -> Tensor:
         watched.restarted = torch.zeros(len(guess), dtype=torch.bool)
@@ -236,24 +270,33 @@ class Sampler:
 
     def _tested(self, watched: Watched, guess: Tensor, condition: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """The residual test, and sampling from the level it finds."""
-        ratio = torch.full((len(guess), 1, 1), self.ratio, dtype=torch.float64)
-        times = time_of_ratio(self.process, ratio)
+        times = self.test_time
         x = self._noisy(guess, noise.normal(guess), times)
         mean = watched(x, times, condition)
         distance = rms(mean - guess)
         watched.restarted = restarted = distance > self.limit
         again = noise.normal(guess)  # drawn whether needed or not: an item's numbers do not depend on the others
-        left = self.evaluations
-        if bool(restarted.any()):
-            left = max(1, self.evaluations - 1)
-            wanted = self.calibration.ratio_for(distance).clamp(min=self.ratio, max=self.net.sigma_range[1])
-            higher = time_of_ratio(self.process, wanted[:, None, None])
-            times = torch.where(restarted[:, None, None], higher, times)
-            x = torch.where(restarted[:, None, None], self._noisy(guess, again, times), x)
-        else:
-            watched.prepare(mean)
-        fall = torch.linspace(1, 0, left + 1, dtype=torch.float64).reshape(-1, 1, 1, 1)
-        return self._carry(watched, fall * times, x, condition, noise), restarted
+        chunk = guess.clone()
+        for rows in (torch.nonzero(~restarted)[:, 0], torch.nonzero(restarted)[:, 0]):
+            if not len(rows):
+                continue
+            watched.rows = rows
+            if bool(restarted[rows[0]]):
+                times = self._restart_times(distance[rows])
+                x[rows] = self._noisy(guess[rows], again[rows], times)
+                grid = (
+                    torch.linspace(1, 0, max(1, self.fresh - 1) + 1, dtype=torch.float64).reshape(-1, 1, 1, 1) * times
+                )
+            else:
+                watched.prepare(mean[rows])
+                grid = self.test_grid
+            chunk[rows] = self._carry(watched, grid, x[rows], condition[rows], noise)
+        return chunk, restarted
+
+    def _restart_times(self, distance: Tensor) -> Tensor:
+        """Times `(B, 1, 1)` of the noise levels for which distances `(B,)` are usual; at most the start of the cold samplers."""
+        wanted = self.calibration.ratio_for(distance).clamp(min=self.ratio, max=self.net.sigma_range[1])
+        return interpolate(wanted.double().log(), self.ladder.log(), self.ladder_times)[:, None, None]
 
     def _streamed(self, watched: Watched, previous: Previous | None, condition: Tensor, noise: Noise) -> Sampled:
         """One turn of the buffer: every group of actions moves down by one level, the first one to 0 (its chunk is clean)."""
@@ -277,7 +320,7 @@ class Sampler:
         batch, count = len(condition), len(self.anchors)
         shift = torch.zeros(batch, len(self.low)) if origin is None else origin
         guesses = shift[:, None, :, None] + self.anchors
-        times = time_of_ratio(self.process, torch.full((1, 1, 1), ANCHOR_RATIO))
+        times = self.anchor_time
         eps = noise.normal(torch.zeros(guesses.shape))
         x = self._noisy(guesses.flatten(0, 1), eps.flatten(0, 1), times)
         mean = watched(x, times, condition.repeat_interleave(count, 0)).unflatten(0, (batch, count))

@@ -192,8 +192,9 @@ class Server:
 
     def _card(self) -> dict[str, Any]:
         card = self.file.card
-        names = ("name", "observation", "action", "fps", "horizon", "observation_steps")
-        return {name: getattr(card, name) for name in names}
+        names = ("name", "action", "fps", "horizon", "observation_steps")
+        facts = {name: getattr(card, name) for name in names}
+        return {**facts, "observation": card.observed, "cameras": list(card.cameras.names)}
 
     def health(self) -> dict[str, Any]:
         """Facts that need no token."""
@@ -215,8 +216,7 @@ def act(policy: Policy, header: dict[str, Any], arrays: Arrays, stamp: float | N
     """The operation `act`."""
     due = header.get("deadline_ms")
     deadline = due / 1000 if isinstance(due, int | float) and 0 < due < 1e9 else None
-    observation = arrays.get("observation")
-    result: ActionResult = policy.act(_single(observation), deadline_s=deadline, timestamp=stamp)
+    result: ActionResult = policy.act(_observation(policy, arrays), deadline_s=deadline, timestamp=stamp)
     reply = {
         "ok": True,
         "source": result.source,
@@ -229,15 +229,24 @@ def act(policy: Policy, header: dict[str, Any], arrays: Arrays, stamp: float | N
 
 def chunk(policy: Policy, header: dict[str, Any], arrays: Arrays, stamp: float | None) -> Reply:
     """The operation `chunk`."""
-    observation = _single(arrays.get("observation"))
+    observation = _observation(policy, arrays)
     if observation is None:
         raise InputError("the operation chunk needs an observation")
     delay, left = header.get("delay", 0), arrays.get("left")
     if not isinstance(delay, int) or (left is not None and left.shape[-1:] != (len(policy.card.action),)):
         raise InputError(f"the operation chunk takes a whole delay and left of shape (T, {len(policy.card.action)})")
     left_over = None if left is None or not left.size else from_numpy(left.astype(np.float32))
-    found = policy.predict_action_chunk({"observation.state": observation}, delay, left_over)
+    features = observation if isinstance(observation, dict) else {"observation.state": observation}
+    found = policy.predict_action_chunk(features, delay, left_over)
     return {"ok": True}, {"chunk": found[0].double().numpy()}
+
+
+def _observation(policy: Policy, arrays: Arrays) -> Any:
+    """What a client has seen: its vector, with the pictures of a policy that has cameras; None where the vector is missing."""
+    observation = _single(arrays.get("observation"))
+    if observation is None or policy.card.vision is None:
+        return observation
+    return {**arrays, "observation.state": observation}
 
 
 def _single(observation: Any) -> Any:

@@ -33,6 +33,7 @@ class DataConfig(Config):
         relative: points to be seen also from a moving body, each as the observation dimensions
             (point x, point y, body x, body y, body angle).
         position: for each action dimension, the observation dimension that measures it, if the policy shall start from there.
+        commands: the command of the step before is part of the observation; when running, the policy fills in its own.
         symmetry: see `SymmetryConfig`.
         normalisation: `min-max` to [-1, 1], or `z-score`.
         held_out: every n-th episode is never trained on; 0: none.
@@ -43,6 +44,7 @@ class DataConfig(Config):
     angles: list[int] = Field(default_factory=list)
     relative: list[tuple[int, int, int, int, int]] = Field(default_factory=list)
     position: list[int] | None = None
+    commands: bool = False
     symmetry: SymmetryConfig | None = None
     normalisation: Kind = "min-max"
     held_out: int = Field(default=10, ge=0)
@@ -77,6 +79,28 @@ class NetworkConfig(Config):
         return {name: getattr(self, name) for name in (*names[self.kind], "features")}
 
 
+class VisionConfig(Config):
+    """Cameras, and the network that sees them (domains/robot/vision.py).
+
+    Attributes:
+        cameras: names of the pictures' arrays, columns or features; empty: none.
+        size: height and width to which pictures are reduced.
+        channels: of the stem and of each residual block.
+        points: that the network finds in a picture.
+        shift: in training, pictures are shifted by up to so many pixels.
+    """
+
+    cameras: list[str] = Field(default_factory=list)
+    size: int = Field(default=64, ge=8, le=512)
+    channels: list[int] = Field(default_factory=lambda: [32, 64, 64])
+    points: int = Field(default=32, ge=1)
+    shift: int = Field(default=4, ge=0)
+
+    def settings(self) -> dict[str, Any] | None:
+        """Arguments of the encoder; None: there is none."""
+        return self.model_dump(exclude={"shift"}) if self.cameras else None
+
+
 class StreamConfig(Config):
     """Training for the streaming sampler: noise that rises along the chunk (Hoeg et al. 2024).
 
@@ -93,15 +117,18 @@ class RobotTrainingConfig(Config):
     """Settings of `robot train`.
 
     Attributes:
+        linear: the network makes only what a linear regression on the observations leaves of a chunk.
         anchors: chunks kept for the anchored sampler, the centres of as many clusters of the training chunks; 0: none.
         mixed_precision: bfloat16 where the processor or GPU has it.
     """
 
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
+    vision: VisionConfig = VisionConfig()
     process: str = "vp-cosine"
     head: Literal["edm", "eps", "x0", "v", "flow"] = "edm"
     noise: NoiseLevels = NoiseLevels(mean=-0.9, std=1.4, low=0.01, high=40.0)
+    linear: bool = False
     stream: StreamConfig = StreamConfig()
     horizon: int = Field(default=16, ge=2)
     execute: int = Field(default=8, ge=1)

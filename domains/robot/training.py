@@ -10,20 +10,24 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from domains.robot.checkpoint import load_checkpoint, save_checkpoint
 from domains.robot.containers import Array, Demonstrations, Episode
+from domains.robot.data import with_commands
 from domains.robot.network import ActionNetwork
 from domains.robot.normalizer import Normalizer
+from domains.robot.origin import Origin
 from domains.robot.samplers import rising_times
 from domains.robot.settings import RobotTrainingConfig, SymmetryConfig
-from domains.robot.windows import windows
+from domains.robot.vision import shaken
+from domains.robot.windows import Windows, windows
 from suite.errors import InputError
 from suite.noise import generator
 from suite.process import process
@@ -69,22 +73,29 @@ class PolicyTrainer:
         self.config, self.data, self.output, self.device = config, data, output, device
         self.fps = config.data.fps or data.fps or 10.0
         _check(config, data)
+        if config.data.commands:
+            data = self.data = with_commands(data, config.data.position)
         self.train_numbers, self.held_out = split(data.episodes, config.data.held_out)
         shown = [data.episodes[i] for i in self.train_numbers]
         kept = [data.episodes[i] for i in self.held_out] or shown
         if config.data.symmetry is not None:
             shown = shown + images(shown, config.data.symmetry)
+        steps, horizon = config.observation_steps, config.horizon
         self.normalizer = Normalizer.fit(
             shown, self.fps, config.data.angles, config.data.normalisation, config.data.relative
         )
-        steps, horizon = config.observation_steps, config.horizon
         self.train = windows(shown, self.normalizer, steps, horizon)
+        origin = None
+        if config.linear:
+            origin, self.normalizer = fitted_origin(self.train, self.normalizer)
+            self.train = windows(shown, self.normalizer, steps, horizon)
         self.validation = windows(kept, self.normalizer, steps, horizon).thinned(2000)
-        self.sigma_data = max(0.05, round(float(self.train.chunk.square().mean().sqrt()), 4))
+        chunk = self.train.chunk if origin is None else self.train.chunk - origin(self.train.condition)
+        self.sigma_data = max(0.05, round(float(chunk.square().mean().sqrt()), 4))
         self.settings = {
             "action_dim": data.action_dim,
             "horizon": horizon,
-            "condition_dim": self.train.condition.shape[1],
+            "condition_dim": self.train.condition.shape[1] + vision_features(config),
             **config.network.settings(),
         }
         if config.stream.share:
@@ -93,8 +104,18 @@ class PolicyTrainer:
         span = (config.noise.low, config.noise.high)
         self.process = process(config.process)
         self.net = ActionNetwork(
-            config.network.kind, config.head, self.process, self.sigma_data, span, self.settings
+            config.network.kind,
+            config.head,
+            self.process,
+            self.sigma_data,
+            span,
+            self.settings,
+            config.vision.settings(),
         ).to(device)
+        if origin is not None:  # at the start the linear prediction itself
+            self.net.origin = origin.to(device)
+            for parameter in self.net.network.tail.parameters():  # type: ignore[union-attr]
+                nn.init.zeros_(parameter)
         self.average = copy.deepcopy(self.net).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -126,13 +147,16 @@ class PolicyTrainer:
         config = self.config
         rng = generator(config.seed, f"step {self.step}")
         chosen = torch.randint(len(self.train), (config.batch,), generator=rng)
-        x0, condition = (v[chosen].to(self.device) for v in (self.train.chunk, self.train.condition))
+        x0, seen = (v[chosen].to(self.device) for v in (self.train.chunk, self.train.condition))
+        pictures = None if self.train.pictures is None else self.train.pictures[chosen].to(self.device)
+        if pictures is not None:
+            pictures = shaken(pictures, config.vision.shift, rng)
         t = self.times(config.batch, rng).to(self.device)
         eps = torch.randn(x0.shape, generator=rng).to(self.device)
         rate = config.learning_rate * min((self.step + 1) / max(1, config.warmup), 1.0)
         self.optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * progress))
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.mixed_precision):
-            loss = self.net.loss(x0, condition, t, eps).mean()
+            loss = self.net.loss(x0, self.net.condition(seen, pictures), t, eps).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0, foreach=True)
@@ -149,8 +173,18 @@ class PolicyTrainer:
         rng = generator(0, "validation")
         t = draw_times(self.schedule, self.process, len(self.validation), rng)
         eps = torch.randn(self.validation.chunk.shape, generator=rng)
-        x0, condition, t, eps = (v.to(self.device) for v in (self.validation.chunk, self.validation.condition, t, eps))
-        return float(self.average.loss(x0, condition, t, eps).mean())
+        x0, t, eps = (v.to(self.device) for v in (self.validation.chunk, t, eps))
+        return float(self.average.loss(x0, self.conditions(self.average), t, eps).mean())
+
+    @torch.no_grad()
+    def conditions(self, net: ActionNetwork) -> Tensor:
+        """What this network is conditioned on in the held-out examples."""
+        held = self.validation
+        parts = []
+        for i in range(0, len(held), 256):
+            pictures = None if held.pictures is None else held.pictures[i : i + 256].to(self.device)
+            parts.append(net.condition(held.condition[i : i + 256].to(self.device), pictures))
+        return torch.cat(parts)
 
     def run(self, report: Callable[[dict[str, Any]], None] = lambda _: None, minutes: float | None = None) -> None:
         """Train for the configured iterations, or until `minutes` have passed, those before a resume counted too.
@@ -193,6 +227,19 @@ class PolicyTrainer:
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
 
 
+def vision_features(config: RobotTrainingConfig) -> int:
+    """How many numbers the pictures become."""
+    return 2 * config.vision.points * len(config.vision.cameras)
+
+
+def fitted_origin(examples: Windows, normalizer: Normalizer) -> tuple[Origin, Normalizer]:
+    """The linear prediction of the chunks, and statistics by which what it leaves has the size 1 in every dimension."""
+    origin = Origin.fit(examples.condition, examples.chunk)
+    left = (examples.chunk - origin(examples.condition)).square().mean((0, 2)).sqrt()
+    size = torch.where(normalizer.action_scale > 0, left.clamp_min(1e-4), 1.0)
+    return origin.scaled(size), replace(normalizer, action_scale=normalizer.action_scale * size)
+
+
 def _check(config: RobotTrainingConfig, data: Demonstrations) -> None:
     """Refuse settings that do not fit each other or the data."""
     if config.execute > config.horizon:
@@ -201,6 +248,12 @@ def _check(config: RobotTrainingConfig, data: Demonstrations) -> None:
         raise InputError(f"stream.stride is {config.stream.stride}; it must divide the horizon {config.horizon}")
     if config.stream.share and config.network.kind != "mlp":
         raise InputError(f"stream.share needs network.kind mlp; {config.network.kind} knows one noise level per chunk")
+    if config.vision.cameras and config.data.symmetry is not None:
+        raise InputError("data.symmetry maps vectors, and vision.cameras gives pictures; leave one of them out")
+    if config.vision.cameras and any(episode.pictures is None for episode in data.episodes):
+        raise InputError(
+            f"{data.name}: vision.cameras is {config.vision.cameras}, and the data were read without pictures"
+        )
     position = config.data.position
     good = position is None or (
         len(position) == data.action_dim and all(0 <= i < data.observation_dim for i in position)

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from domains.robot.arrays import write_npz
-from domains.robot.data import describe_data, read_demonstrations
+from domains.robot.containers import Cameras
+from domains.robot.data import describe_data, read_demonstrations, with_commands
 from domains.robot.finishing import fingerprint, finish, self_test_chunk
 from domains.robot.metrics import check_dimensions, offline_errors
 from domains.robot.policyfile import TOLERANCE, PolicyFile, load_policy_file
@@ -71,7 +72,8 @@ def train_verb(data: Path, given: dict[str, Any]) -> None:
         raise InputError(f"--minutes {minutes}: a positive finite number is needed")
     options = {name: given[name] for name in ("seed", "iterations") if given[name] is not None}
     config = load_config(RobotTrainingConfig, given["config"], given["overrides"], options)
-    demonstrations = read_demonstrations(data, tuple(config.data.observation))
+    cameras = Cameras(tuple(config.vision.cameras), config.vision.size)
+    demonstrations = read_demonstrations(data, tuple(config.data.observation), cameras)
     notes = list(demonstrations.notes)
     if config.data.fps is None and demonstrations.fps is None:
         notes.append("The data do not tell their control rate; 10 Hz is assumed (--set data.fps=HZ).")
@@ -119,12 +121,16 @@ def evaluate_verb(name: str, data: Path, given: dict[str, Any]) -> None:
     """
     config = run_settings(RunConfig, given)
     policy = load_policy_file(name)
-    demonstrations = read_demonstrations(data, tuple(policy.card.data.get("observation", ())))
+    demonstrations = read_demonstrations(data, tuple(policy.card.data.get("observation", ())), policy.card.cameras)
+    if policy.card.commands:
+        demonstrations = with_commands(demonstrations, policy.card.position)
     check_dimensions(policy, demonstrations)
     held_out = policy.card.validation_episodes
     same = fingerprint(demonstrations) == policy.card.data.get("fingerprint")
     numbers = held_out if same and held_out else list(range(len(demonstrations.episodes)))
-    metrics = offline_errors(policy, [demonstrations.episodes[i] for i in numbers], config)
+    chosen = [demonstrations.episodes[i] for i in numbers]
+    others = [episode for i, episode in enumerate(demonstrations.episodes) if i not in set(numbers)]
+    metrics = offline_errors(policy, chosen, config, others if same else ())
     settings = {
         "policy": policy.card.name,
         "sha256": policy.sha256,

@@ -22,10 +22,12 @@ class Windows:
     Attributes:
         condition: `(N, T * O')`, the observations of the last T steps, oldest first.
         chunk: `(N, A, H)`, the actions from now on.
+        pictures: `(N, cameras, 3, size, size)` uint8, the newest; None where there are none.
     """
 
     condition: Tensor
     chunk: Tensor
+    pictures: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.chunk)
@@ -33,7 +35,8 @@ class Windows:
     def thinned(self, most: int) -> Windows:
         """Every n-th example, so that about `most` are left."""
         every = max(1, len(self) // most)
-        return Windows(self.condition[::every], self.chunk[::every])
+        pictures = None if self.pictures is None else self.pictures[::every]
+        return Windows(self.condition[::every], self.chunk[::every], pictures)
 
 
 def windows(episodes: Sequence[Episode], normalizer: Normalizer, steps: int, horizon: int) -> Windows:
@@ -54,4 +57,5 @@ def windows(episodes: Sequence[Episode], normalizer: Normalizer, steps: int, hor
         future = (now + torch.arange(horizon)).clamp(0, length - 1)
         conditions.append(seen[past].flatten(1))
         chunks.append(done[future].transpose(1, 2))
-    return Windows(torch.cat(conditions), torch.cat(chunks))
+    shown = [torch.from_numpy(e.pictures) for e in episodes if e.pictures is not None]
+    return Windows(torch.cat(conditions), torch.cat(chunks), torch.cat(shown) if shown else None)

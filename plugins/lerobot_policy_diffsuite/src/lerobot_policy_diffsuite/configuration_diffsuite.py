@@ -67,6 +67,11 @@ class DiffsuiteConfig(PreTrainedConfig):
             raise ValueError(
                 f"the device is {self.device!r}; policies of diffsuite run on the CPU, so set device to cpu"
             )
+        if self.card.vision is not None or self.card.commands:
+            raise ValueError(
+                f"the policy {self.card.name} sees {'cameras' if self.card.vision is not None else 'its own last command'}; "
+                "this plug-in serves policies that see numbers of the robot only: use diffsuite robot serve"
+            )
         features = self.input_features or {}
         state = sum(features[name].shape[0] for name in STATES if name in features)
         if state != len(self.card.observation):
