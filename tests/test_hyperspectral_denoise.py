@@ -23,10 +23,11 @@ from cli import main
 from domains.hyperspectral.containers import Cube
 from domains.hyperspectral.data import read_cube
 from domains.hyperspectral.eigen_images import EigenPosterior, Tiled, fill_outside
+from domains.hyperspectral.methods import DenoiseConfig
 from domains.hyperspectral.metrics import evaluate
 from domains.hyperspectral.noise_model import estimate
 from domains.hyperspectral.output import spans
-from domains.hyperspectral.pipeline import SHIPPED, DenoiseConfig, denoise
+from domains.hyperspectral.pipeline import SHIPPED, denoise
 from domains.hyperspectral.simulation import SimulationConfig, degrade
 from domains.hyperspectral.statistics import regression_noise
 from domains.hyperspectral.subspace import amplification, coefficients
@@ -307,7 +308,7 @@ def test_what_is_flagged_or_missing_stays_and_single_nans_are_filled(tmp_path: P
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["estimator"] == "point" and record["nfe"] == 0 and record["misfit_chi2"] == pytest.approx(1, abs=0.1)
     assert any("0, 9" in sentence for sentence in record["warnings"])
-    assert any("1 single values" in sentence for sentence in record["warnings"])
+    assert any("1 values that were missing" in sentence for sentence in record["warnings"])
     assert sorted(record["outputs"]) == ["bands.csv", "denoised.npz", "report.html"]
     with (tmp_path / "out" / "bands.csv").open() as table:
         rows = list(csv.DictReader(table))

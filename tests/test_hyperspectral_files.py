@@ -70,6 +70,35 @@ def test_envi_without_byte_order_is_read_with_a_warning(tmp_path: Path) -> None:
     assert parse_header((tmp_path / "out.hdr").read_text())["byte order"] == "0"
 
 
+@pytest.mark.parametrize(
+    ("extra", "what"),
+    [
+        ("bbl = {1, 0}\n", "bad-band list"),
+        ("reflectance scale factor = 0\n", "scale factor"),
+    ],
+)
+def test_envi_headers_that_contradict_themselves_are_read_with_a_warning(tmp_path: Path, extra: str, what: str) -> None:
+    cube = read_cube(write_pair(tmp_path / "scene.hdr", numbers("u2"), "bsq", extra=extra))
+    assert what in cube.warnings[0] and cube.good is None and cube.scale == 1
+    write_like(cube, cube.data, tmp_path / "out.hdr")
+    assert extra in (tmp_path / "out.hdr").read_text()
+
+
+def test_envi_lists_that_are_no_lengths_and_values_that_are_none(tmp_path: Path) -> None:
+    extra = (
+        "wavelength units = Index\nwavelength = {1, 2, 3}\ndata ignore value = 1.0\n"
+        'band names = {\n Band 1 (a = b), Band {2}, c}\ncoordinate system string = {PROJCS["x",GEOGCS["y = z"]]}\n'
+    )
+    source = write_pair(tmp_path / "scene.hdr", numbers("f4"), "bip", extra=extra)
+    cube = read_cube(source)
+    assert cube.wavelengths is None and np.isnan(cube.values()[0, 0, 0]) and np.isfinite(cube.values()).sum() == 59
+    write_like(cube, cube.data, tmp_path / "out.hdr")
+    assert (tmp_path / "out.hdr").read_text() == source.read_text()
+    source.write_text(source.read_text() + "major frame offsets = {8, 0}\n")
+    with pytest.raises(InputError, match="major frame offsets"):
+        read_cube(source)
+
+
 def test_matlab_5_keeps_storage_type_and_other_variables(tmp_path: Path) -> None:
     others = {"map": np.eye(5, 4, dtype=np.uint8), "name": "scene", "list": np.array([1, "a"], dtype=object)}
     sio.savemat(tmp_path / "in.mat", {**others, "cube": numbers(np.int16)}, do_compression=True)
@@ -103,8 +132,11 @@ def emit_file(path: Path) -> Path:
         data.attrs["_FillValue"] = np.float32([-9999])
         data[0, 0] = -9999
         file["sensor_band_parameters/wavelengths"] = np.float32([381, 388, 396])
-        file["sensor_band_parameters/good_wavelengths"] = np.uint8([1, 0, 1])
+        file["sensor_band_parameters/wavelengths"].attrs["units"] = "nm"
+        file["sensor_band_parameters/fwhm"] = np.float32([8.4, 8.5, 8.5])
+        file["sensor_band_parameters/good_wavelengths"] = np.float32([1, 0, 1])
         file["location/lon"] = np.ones((5, 4))
+        file["location/glt_x"] = np.arange(42, dtype=np.int32).reshape(6, 7)
         file.attrs["title"] = "EMIT"
     return path
 
@@ -114,8 +146,11 @@ def test_netcdf_in_the_layout_of_emit(tmp_path: Path) -> None:
     assert cube.key == "reflectance" and cube.nodata == -9999
     assert cube.good is not None and cube.good.tolist() == [True, False, True]
     assert np.isnan(cube.values()[0, 0]).all() and np.isfinite(cube.values()[1:]).all()
+    assert cube.wavelengths is not None and cube.wavelengths.tolist() == [381, 388, 396]
+    assert cube.fwhm is not None and cube.fwhm == pytest.approx([8.4, 8.5, 8.5])
     write_like(cube, cube.data + 1, tmp_path / "out.nc")
     with h5py.File(tmp_path / "out.nc") as file:
+        assert file["location/glt_x"][5, 6] == 41 and file["reflectance"].attrs["_FillValue"] == -9999
         np.testing.assert_array_equal(file["reflectance"][1:], numbers(np.float32)[1:] + 1)
         assert file["location/lon"].shape == (5, 4) and file.attrs["title"] == "EMIT"
         assert file["reflectance"].compression == "gzip"

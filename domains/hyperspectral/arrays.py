@@ -64,6 +64,12 @@ def band_facts(named: Mapping[str, Any], bands: int) -> dict[str, Any]:
     return found
 
 
+def maps(named: Mapping[str, Any], shape: tuple[int, int]) -> dict[str, NDArray[Any]]:
+    """The variables of the scene's size, by name: masks, anomaly and class maps."""
+    arrays = {name: np.asarray(value) for name, value in named.items()}
+    return {name: array for name, array in arrays.items() if array.shape == shape and array.dtype.kind in "iufb"}
+
+
 def outside_mask(named: Mapping[str, Any], shape: tuple[int, int]) -> NDArray[np.bool_] | None:
     """Pixels that a variable `mask...` or `valid...` of the cube's size gives as 0: no data. None where there is none."""
     for name, value in named.items():

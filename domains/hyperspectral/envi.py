@@ -60,14 +60,24 @@ def read_envi(path: Path, key: str | None = None) -> Cube:
     needed = skipped + dtype.itemsize * rows * columns * bands
     if raw.stat().st_size < needed:
         raise InputError(f"{raw}: has {raw.stat().st_size} bytes, and its header promises {needed}; it is cut short.")
+    if any(_numbers(fields.get("major frame offsets", ""))):
+        raise InputError(f"{header}: has 'major frame offsets'; bytes between the bands are not read.")
+    good = _numbers(fields["bbl"]) != 0 if "bbl" in fields else None
+    if good is not None and good.size != bands:  # subsets often keep the list of all bands
+        warnings.append(f"{header.name} flags {good.size} bands and holds {bands}; its bad-band list was left out.")
+        good = None
+    scale = float(fields.get("reflectance scale factor", 1))
+    if not np.isfinite(scale) or scale <= 0:
+        warnings.append(f"{header.name} has the reflectance scale factor {scale:g}; 1 was assumed.")
+        scale = 1.0
     stored = np.memmap(raw, dtype, mode="r", offset=skipped, shape=stored_shape((rows, columns, bands), interleave))
     return Cube(
         stored.transpose(AXES[interleave]),
         wavelengths=_wavelengths(fields, "wavelength", bands),
         fwhm=_wavelengths(fields, "fwhm", bands),
-        good=None if "bbl" not in fields else _numbers(fields["bbl"]) != 0,
+        good=good,
         nodata=None if "data ignore value" not in fields else float(fields["data ignore value"]),
-        scale=1 / float(fields.get("reflectance scale factor", 1)),
+        scale=1 / scale,
         kind="envi",
         axes=AXES[interleave],
         layout={"header": text, "offset": skipped, "raw": raw, "byte_order": "byte order" in fields},
@@ -168,11 +178,11 @@ def _numbers(text: str) -> NDArray[np.float64]:
 
 
 def _wavelengths(fields: dict[str, str], name: str, bands: int) -> NDArray[np.float64] | None:
-    """In nm; None where the list is missing, empty or of another length (a header often keeps one of all bands)."""
-    if name not in fields:
+    """In nm; None where the list is missing, empty, of another length (a header often keeps one of all bands) or no length."""
+    unit = fields.get("wavelength units", "")
+    if name not in fields or unit.lower().startswith(("index", "wavenumber", "ghz", "mhz")):
         return None
     values = _numbers(fields[name])
-    unit = fields.get("wavelength units", "")
     if name == "fwhm" and not unit:
         unit = "um" if values.size and values.max() < 1 else "nm"
     return nanometres(values, unit) if values.size == bands else None

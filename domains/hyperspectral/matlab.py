@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.io import savemat
 
-from domains.hyperspectral.arrays import band_facts, outside_mask, pick
+from domains.hyperspectral.arrays import band_facts, maps, outside_mask, pick
 from domains.hyperspectral.containers import Cube
 from domains.hyperspectral.netcdf import write_netcdf
 from suite.mat5 import read_mat5, replace_variable
@@ -39,6 +39,7 @@ def read_matlab(path: Path, key: str | None = None) -> Cube:
         kind=kind,
         key=name,
         axes=axes,
+        layout={"maps": maps(named, data.shape[:2])},
         source=path,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from domains.hyperspectral.arrays import band_facts, outside_mask, pick
+from domains.hyperspectral.arrays import band_facts, maps, outside_mask, pick
 from domains.hyperspectral.containers import Cube
 from suite.errors import InputError
 
@@ -35,6 +35,7 @@ def read_npz(path: Path, key: str | None = None) -> Cube:
         outside=outside_mask(named, data.shape[:2]),
         kind="npz",
         key=name,
+        layout={"maps": maps(named, data.shape[:2])},
         source=path,
     )
 

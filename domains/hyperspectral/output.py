@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from domains.hyperspectral.containers import Cube
-from domains.hyperspectral.pipeline import Denoised
+from domains.hyperspectral.rebuild import Denoised
 from suite.report import Figure, Report, Stack
 from suite.run import Run
 
@@ -71,7 +71,7 @@ def sentences(rows: list[dict[str, Any]], result: Denoised) -> list[str]:
     if kept:
         said.append(f"Bands flagged bad or without values were left as they are: {spans(kept)}.")
     if result.repaired:
-        said.append(f"{result.repaired} single values that were NaN or infinite were filled.")
+        said.append(f"{result.repaired} values that were missing were filled.")
     return said
 
 
@@ -121,7 +121,8 @@ def report_of(run: Run, cube: Cube, result: Denoised, rows: list[dict[str, Any]]
     verdict: Literal["pass", "check"] = "pass" if fits else "check"
     figure = Figure("Bands", stacks, windows, caption=caption)
     shown = [rows[band] for band in bands]
-    return Report("Hyperspectral denoising", verdict, [*reasons, *run.warnings], facts, shown, run.warnings, [figure])
+    said = [*reasons, *run.warnings]
+    return Report("Hyperspectral denoising", verdict, said, facts, shown, run.warnings, figures=[figure])
 
 
 def _shown(rows: list[dict[str, Any]], count: int = 9) -> list[int]:

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from domains.hyperspectral.restoration import cubic_reduction
 from suite.config import Config
+from suite.errors import InputError
 
-Case = Literal["gaussian", "noniid", "stripe", "deadline", "impulse", "mixture"]
+Case = Literal["gaussian", "noniid", "stripe", "deadline", "impulse", "mixture", "missing", "lowres"]
 
 
 class SimulationConfig(Config):
@@ -23,13 +25,18 @@ class SimulationConfig(Config):
         case: `gaussian`: the same sigma in every band. `noniid`: sigma of each band uniform in 10..70. The others add to
             `noniid`, on a third of the bands: `stripe` offsets of 5-15 % of the columns, uniform in +-0.25; `deadline` 5-15 % of
             the columns set to 0; `impulse` salt and pepper on 10, 30, 50 or 70 % of the pixels; `mixture` all three, each on its
-            own third.
-        sigma: of `gaussian`, in 1/255 of a band's range.
+            own third. Two problems beside the noise cases: `missing`, noise of `gaussian` and random values NaN; `lowres`, the
+            cube reduced by bicubic interpolation, then noise of `gaussian`.
+        sigma: of `gaussian`, `missing` and `lowres`, in 1/255 of a band's range.
+        keep: of `missing`, share of the values that stay.
+        factor: of `lowres`, old pixels per new one in either direction.
         seed: counts from 0.
     """
 
     case: Case = "gaussian"
     sigma: float = Field(default=50.0, ge=0)
+    keep: float = Field(default=0.3, gt=0, le=1)
+    factor: int = Field(default=2, ge=2, le=8)
     seed: int = Field(default=0, ge=0)
 
 
@@ -45,9 +52,12 @@ def degrade(clean: NDArray[np.float32], config: SimulationConfig) -> NDArray[np.
     """The noisy cube `(rows, columns, bands)` in the units of the clean one; NaN stays NaN."""
     low, extent = band_range(clean)
     rng = np.random.default_rng(config.seed)
+    if config.case == "lowres":
+        clean = reduced(clean, config.factor)
     bands = clean.shape[2]
     x = (clean - low) / extent
-    sigma = np.full(bands, config.sigma) if config.case == "gaussian" else rng.uniform(10, 70, bands)
+    alike = config.case in ("gaussian", "missing", "lowres")
+    sigma = np.full(bands, config.sigma) if alike else rng.uniform(10, 70, bands)
     x = x + (rng.standard_normal(x.shape) * (sigma / 255)).astype(np.float32)
     order, third = rng.permutation(bands), max(1, bands // 3)
     thirds = {"stripe": order[:third], "deadline": order[-third:], "impulse": order[third : 2 * third]}
@@ -56,8 +66,24 @@ def degrade(clean: NDArray[np.float32], config: SimulationConfig) -> NDArray[np.
             for band in chosen:
                 x[..., band] = _ADD[case](x[..., band], rng)
     missing = ~np.isfinite(clean)
+    if config.case == "missing":
+        x = np.where(rng.random(x.shape) < config.keep, x, np.float32(np.nan))
     out: NDArray[np.float32] = np.where(missing, clean, low + extent * x).astype(np.float32)
     return out
+
+
+def reduced(clean: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    """`(rows / factor, columns / factor, bands)` by antialiased bicubic interpolation; trailing pixels are cut.
+
+    Raises:
+        InputError: a value is missing, or the scene is smaller than the factor.
+    """
+    rows, columns = (n // factor * factor for n in clean.shape[:2])
+    if min(rows, columns) == 0 or not np.isfinite(clean).all():
+        raise InputError("the case lowres needs a cube without missing values that is larger than the factor")
+    down, across = (cubic_reduction(n, factor).numpy() for n in (rows, columns))
+    out = np.einsum("ir,jc,rcb->ijb", down, across, clean[:rows, :columns], optimize=True)
+    return np.asarray(out, np.float32)
 
 
 def _columns(columns: int, rng: np.random.Generator) -> NDArray[np.intp]:

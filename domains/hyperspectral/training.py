@@ -48,6 +48,7 @@ class DataConfig(Config):
         draws: random whitenings and band choices per scene, each giving one stack of eigen-images.
         natural: share of patches from the pictures that ship with scikit-image.
         zoom: patches are rescaled by up to this factor either way.
+        window: bands of an example of the joint prior (`network.dims: 3`); its other examples are as above.
     """
 
     validation: list[str] = Field(default_factory=list)
@@ -55,6 +56,7 @@ class DataConfig(Config):
     draws: int = Field(default=12, ge=1)
     natural: float = Field(default=0.4, ge=0, lt=1)
     zoom: float = Field(default=1.4, ge=1)
+    window: int = Field(default=32, ge=2)
 
 
 class HyperspectralTrainingConfig(TrainingConfig):

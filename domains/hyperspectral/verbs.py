@@ -13,25 +13,21 @@ import click
 import numpy as np
 
 from domains.hyperspectral.containers import Cube
-from domains.hyperspectral.data import READERS, input_files, read_cube, write_like, write_new
+from domains.hyperspectral.data import input_files, read_cube, write_like, write_new
+from domains.hyperspectral.methods import DenoiseConfig
 from domains.hyperspectral.metrics import NORMALISATION
-from domains.hyperspectral.metrics import evaluate as evaluate_cubes
 from domains.hyperspectral.output import band_table, report_of, sentences, write_bands
-from domains.hyperspectral.pipeline import (
-    CLASSICAL,
-    DenoiseConfig,
-    Denoised,
-    choose_method,
-    denoise,
-    load_hyperspectral_prior,
-)
+from domains.hyperspectral.pipeline import choose_method, denoise, load_hyperspectral_prior
+from domains.hyperspectral.rebuild import Denoised
 from domains.hyperspectral.simulation import SimulationConfig, degrade
 from suite.config import load_config
 from suite.errors import InputError
 from suite.options import MainOptions, command_line
+from suite.prior import Prior
 from suite.records import emit
 from suite.report import write_report
 from suite.run import Run, resolve_device, sha256_file
+from suite.trust import interval_factor
 
 
 def simulate_verb(path: Path, given: dict[str, Any]) -> None:
@@ -39,7 +35,7 @@ def simulate_verb(path: Path, given: dict[str, Any]) -> None:
     output: Path = given["output"]
     if not math.isfinite(given["sigma"]) or given["sigma"] < 0:
         raise InputError(f"--sigma {given['sigma']}: a finite number of at least 0 is needed")
-    options = {"case": given["case"], "sigma": given["sigma"], "seed": given["seed"] or 0}
+    options = {name: given[name] for name in ("case", "sigma", "keep", "factor")} | {"seed": given["seed"] or 0}
     config = load_config(SimulationConfig, options=options)
     cube = read_cube(path, given["key"])
     with Run(
@@ -56,6 +52,8 @@ def simulate_verb(path: Path, given: dict[str, Any]) -> None:
             run.warn(sentence)
         run.extra |= {"normalisation": NORMALISATION.replace("the reference", "the clean cube")}
         noisy = degrade(cube.values(), config)
+        if config.case == "lowres":  # the header's size and the maps are those of the finer grid
+            cube = replace(cube, kind="new", outside=None)
         if not (cube.kind == "envi" and output.suffix.lower() == ".hdr"):  # there the header, with its scale, is kept
             noisy = noisy * np.float32(cube.scale) + np.float32(cube.offset)
         written = write_new(cube, noisy, run.output(output.name))
@@ -63,13 +61,14 @@ def simulate_verb(path: Path, given: dict[str, Any]) -> None:
             if part.name != output.name:  # ENVI's raw file goes before its header, which the run moves
                 os.replace(part, output.with_name(part.name))
     if not emit(run.record, given["json_to"]) and not given["quiet"]:
-        click.echo(f"{output}: {' x '.join(map(str, cube.shape))}, case {config.case}, seed {config.seed}")
+        click.echo(f"{output}: {' x '.join(map(str, noisy.shape))}, case {config.case}, seed {config.seed}")
 
 
-def denoise_verb(path: Path, repair_bad: bool, options: MainOptions) -> None:
+def denoise_verb(path: Path, repair_bad: bool, fill: bool, options: MainOptions) -> None:
     """`hyperspectral denoise`: cube -> result folder."""
     config = load_config(DenoiseConfig, options.config, options.overrides, options.given())
-    config = config.model_copy(update={"repair_bad": config.repair_bad or repair_bad})
+    asked = {"repair_bad": config.repair_bad or repair_bad, "fill": config.fill or fill}
+    config = config.model_copy(update=asked)
     method = choose_method(config)
     device = resolve_device(config.device)
     cube = read_cube(path, config.key)
@@ -86,19 +85,26 @@ def denoise_verb(path: Path, repair_bad: bool, options: MainOptions) -> None:
     ) as run:
         for sentence in cube.warnings:
             run.warn(sentence)
-        prior = None if method in CLASSICAL else load_hyperspectral_prior(config.prior, device)
+        prior = load_hyperspectral_prior(config.prior, device, method)
         if prior is not None:
             run.prior = {"name": prior.card.name, "sha256": prior.sha256}
         result = denoise(cube, method, prior, config, sha256_file(run.input_files[0][0]), run.clock)
-        _leave(run, cube, result)
-        run.estimator = "point" if prior is None else "mean"
+        _leave(run, cube, result, prior, config.samples)
         if options.report:
             write_report(report_of(run, cube, result, band_table(cube, result)), run.output("report.html"))
     if not emit(run.record, options.json_to) and not options.quiet:
         _tell(options.output, run.record)
 
 
-def _leave(run: Run, cube: Cube, result: Denoised) -> None:
+def _intervals(prior: Prior | None, samples: int) -> dict[str, Any]:
+    """Half-width of the 90 % interval over the standard deviation, by the prior's calibration where it has one."""
+    found = {} if prior is None else prior.card.calibration.get("intervals", {})
+    scale = float(found.get("scale", 1.0))
+    factor = round(scale * interval_factor(samples), 4)
+    return {"level": 0.9, "factor": factor, "scale": scale, "calibrated_on": found.get("data", [])}
+
+
+def _leave(run: Run, cube: Cube, result: Denoised, prior: Prior | None, samples: int) -> None:
     """The files of a result and what the record says of it."""
     if not np.isfinite(result.data[..., result.model.used]).any():
         raise RuntimeError("the result is not finite")
@@ -107,11 +113,12 @@ def _leave(run: Run, cube: Cube, result: Denoised) -> None:
     if result.std is not None:
         kind = {"envi": ".hdr", "mat": ".mat", "mat73": ".mat", "npy": ".npy"}.get(cube.kind, ".npz")
         write_new(replace(cube, kind="new", key="std"), result.std, run.output(f"std{kind}"))
+        run.extra["intervals"] = _intervals(prior, samples)
     rows = band_table(cube, result)
     write_bands(rows, run.output("bands.csv"))
     for sentence in sentences(rows, result):
         run.warn(sentence)
-    run.nfe, run.misfit_chi2 = result.evaluations, result.chi2
+    run.nfe, run.misfit_chi2, run.estimator = result.estimate.evaluations, result.chi2, result.estimate.estimator
     run.metrics = {
         "residual_correlation_along": result.whiteness[0],
         "residual_correlation_across": result.whiteness[1],
@@ -119,7 +126,7 @@ def _leave(run: Run, cube: Cube, result: Denoised) -> None:
         "values_lost": float(result.lost.mean()),
         "striped_columns": float((result.model.stripes != 0).mean()),
     }
-    run.extra |= {"rank": result.model.rank, "noise_estimate": "from the cube itself"}
+    run.extra |= {"rank": result.model.rank, "noise_estimate": "from the cube itself", **result.estimate.told}
 
 
 def _tell(output: Path, record: dict[str, Any]) -> None:
@@ -129,30 +136,6 @@ def _tell(output: Path, record: dict[str, Any]) -> None:
     )
     for sentence in record["warnings"]:
         click.echo(f"Note: {sentence}")
-
-
-def result_file(path: Path) -> Path:
-    """The cube of a result folder, or the file itself.
-
-    Raises:
-        InputError: a folder without a `denoised` cube.
-    """
-    if not path.is_dir():
-        return path
-    found = sorted(file for file in path.glob("denoised.*") if file.suffix.lower() in READERS)
-    if not found:
-        raise InputError(f"{path}: holds no denoised cube; name the folder of a finished run, or a cube")
-    return found[0]
-
-
-def evaluate_verb(result: Path, reference: Path, key: str | None, json_to: str | None) -> None:
-    """`hyperspectral evaluate`: result and truth -> metrics."""
-    truth = read_cube(reference, key)
-    found = evaluate_cubes(read_cube(result_file(result)), truth)
-    if not emit(found, json_to):
-        for name, value in found["metrics"].items():
-            click.echo(f"{name:10} {'-' if value is None else format(value, '10.4f')}")
-        click.echo(f"Normalisation: {found['settings']['normalisation']}.")
 
 
 def demo_scene() -> np.ndarray:
@@ -179,5 +162,5 @@ def demo_run(output: Path, *, overwrite: bool, quiet: bool) -> Path:
         )
         if not quiet:
             click.echo("No hyperspectral cube ships with a dependency: the demonstration is a simulated scene.")
-        denoise_verb(file, False, options)
+        denoise_verb(file, False, False, options)
     return output / "report.html"

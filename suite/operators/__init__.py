@@ -23,6 +23,7 @@ from suite.operators.fourier import (
     circulant_symbol,
     gaussian_kernel,
 )
+from suite.operators.separable import Separable
 from suite.operators.structure import (
     Block,
     CoilSensitivities,
@@ -49,6 +50,7 @@ __all__ = [
     "InverseCholesky",
     "LinearOperator",
     "Matrix",
+    "Separable",
     "SliceAxis",
     "Stack",
     "Subsample",
