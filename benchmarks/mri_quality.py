@@ -1,4 +1,4 @@
-"""MRI quality and time on subjects the prior was not trained on: CG-SENSE, L1-wavelet, TV and the learned methods; sigpy too.
+"""MRI quality and time on subjects the prior was not trained on: classical and learned methods, sigpy and deepinv.
 
     python benchmarks/mri_quality.py --data ../shared/data/mri [--subjects p19] [--slices 1] [--methods sense,wavelet,tv,dds]
         [--masks random1d:4,poisson:8] [--samples 0] [--peers] [--json FILE]
@@ -11,7 +11,8 @@ within 1.645 standard deviations of the mean, where the truth exceeds 5 % of its
 
 The last table is the in-vivo scan: a tenth of its samples outside the calibration region is held back and predicted.
 
-`--peers` adds sigpy's ESPIRiT and L1-wavelet (its default map settings, 100 iterations, the best of three weights by the truth).
+`--peers` adds sigpy (ESPIRiT with its defaults, CG-SENSE, L1-wavelet and TV; of the last two the better of two weights by the
+truth) and deepinv's DiffPIR and DPS with the same prior and maps. Each runs on as many threads as OMP_NUM_THREADS says.
 """
 
 from __future__ import annotations
@@ -22,21 +23,33 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from domains.mri.classical import CLASSICAL
+from domains.mri.classical import CLASSICAL, classical
 from domains.mri.containers import KSpace
 from domains.mri.data import read_kspace, read_volume
 from domains.mri.fastmri import Simulated
 from domains.mri.metrics import evaluate
-from domains.mri.pipeline import ReconstructConfig, Reconstruction, load_mri_prior, reconstruct, supported
+from domains.mri.pipeline import (
+    ReconstructConfig,
+    Reconstruction,
+    load_mri_prior,
+    measurement_of,
+    network_scale,
+    reconstruct,
+    supported,
+)
 from domains.mri.problem import Problem, pose
 from domains.mri.simulation import SimulationConfig, kspace_of
 from domains.mri.tuning import held_back, held_misfit
+from suite.linalg import expand
+from suite.operators import ToComplex
 from suite.prior import Prior
 
 SUBJECTS = {
@@ -44,9 +57,14 @@ SUBJECTS = {
     "p19 T2": "openms-p19_T2.nii.gz",
     "p19 FLAIR": "openms-p19_FLAIR.nii.gz",
     "long 03 T1": "openms-long_patient03_study2_T1W.nii.gz",
+    "stroke T1": "stroke_T1.nii.gz",
+    "stroke T2": "stroke_T2.nii.gz",
+    "stroke FLAIR": "stroke_FLAIR.nii.gz",
 }
 COLUMNS = ("subject", "mask", "method", "nfe", "psnr", "ssim", "chi2", "coverage90", "seconds", "cpu_s")
-SIGPY_WEIGHTS = (1e-4, 1e-3, 1e-2)
+SIGPY_WEIGHTS = (1e-4, 1e-3)  # of a k-space whose largest value is 1
+SIGPY_RIDGE = (1e-2,)
+DEEPINV_RANGE = (-2.0, 4.0)  # what deepinv's [0, 1] stands for: low and width of network values
 
 
 def timed(job: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
@@ -87,25 +105,61 @@ def run(
 
 
 def sigpy_rows(subject: str, scan: Simulated, mask: str) -> Iterator[dict[str, Any]]:
-    """sigpy's ESPIRiT and L1-wavelet."""
+    """sigpy's ESPIRiT, and with its maps CG-SENSE, L1-wavelet and TV; of the last two the best weight by the truth."""
     import sigpy.mri
 
     maps, times = timed(lambda: [sigpy.mri.app.EspiritCalib(k, show_pbar=False).run() for k in scan.kspace])
-    head, slices = {"subject": subject, "mask": mask}, len(scan.kspace)
+    head, slices, scale = {"subject": subject, "mask": mask}, len(scan.kspace), np.abs(scan.kspace).max()
     yield head | {"method": "sigpy espirit"} | {k: v / slices for k, v in times.items()}
-    best: dict[str, Any] = {}
-    for weight in SIGPY_WEIGHTS:
-        scale = np.abs(scan.kspace).max()
+    apps = sigpy.mri.app
+    for name, app, weights in (
+        ("sense", apps.SenseRecon, SIGPY_RIDGE),
+        ("wavelet", apps.L1WaveletRecon, SIGPY_WEIGHTS),
+        ("tv", apps.TotalVariationRecon, SIGPY_WEIGHTS),
+    ):
+        best: dict[str, Any] = {}
+        for weight in weights:
 
-        def reconstruct_all(weight: float = weight, scale: float = scale) -> list[Any]:
-            app = sigpy.mri.app.L1WaveletRecon
-            return [app(k / scale, s, weight, show_pbar=False).run() for k, s in zip(scan.kspace, maps, strict=True)]
+            def all_slices(app: Any = app, weight: float = weight) -> list[Any]:
+                return [
+                    app(k / scale, s, weight, show_pbar=False).run() for k, s in zip(scan.kspace, maps, strict=True)
+                ]
 
-        images, times = timed(reconstruct_all)
-        found = evaluate(np.abs(np.stack(images)).astype(np.float32) * scale, scan.target)["metrics"]
-        if not best or found["psnr"] > best["psnr"]:
-            best = head | {"method": f"sigpy wavelet {weight:g}"} | found | {k: v / slices for k, v in times.items()}
-    yield best
+            images, times = timed(all_slices)
+            found = evaluate(np.abs(np.stack(images)).astype(np.float32) * scale, scan.target)["metrics"]
+            if not best or found["psnr"] > best["psnr"]:
+                best = head | {"method": f"sigpy {name} {weight:g}"} | found | {k: v / slices for k, v in times.items()}
+        yield best
+
+
+def deepinv_rows(subject: str, scan: Simulated, mask: str, prior: Prior) -> Iterator[dict[str, Any]]:
+    """deepinv's DiffPIR and DPS with the same prior, maps and noise, on network values between -2 and 2."""
+    import _deepinv as d
+
+    problem = pose(KSpace(scan.kspace, noise_sigma=scan.noise_sigma))
+    scale = network_scale(classical("sense", problem))
+    measurement = measurement_of(problem, scale)
+    network, to_complex, slices = prior.denoiser(), ToComplex(), problem.slices
+
+    def denoise(u: Tensor, sigma: Tensor) -> Tensor:
+        level = sigma.double().log()
+        return network(u, network.process.time_of_log_snr(-level)).float()
+
+    span = d.Range(*DEEPINV_RANGE)
+    norm = float(scale.max())  # the maps have unit norm
+    like = torch.zeros_like(problem.data[:, :1].real).expand(-1, 2, -1, -1)
+    offset = measurement.linear_operator(torch.full_like(like, span.low))
+    y = (problem.data - offset) / (span.width * norm)
+    physics = d.OperatorPhysics(measurement.linear_operator, norm, 1 / (span.width * norm))
+    for name, build, steps in (("diffpir", d.diffpir, 30), ("diffpir", d.diffpir, 100), ("dps", d.dps, 100)):
+        model = d.SharedDenoiser(denoise, span)
+        v, times = timed(lambda build=build, model=model, steps=steps: build(model, steps)(y, physics))
+        u = span.low + span.width * v
+        image = supported(problem, to_complex(u) * expand(scale, like)) * problem.unit()
+        found = evaluate(image[:, 0].abs().detach().numpy(), scan.target)["metrics"]
+        row = {"subject": subject, "mask": mask, "method": f"deepinv {name}:{steps}", "nfe": model.evaluations}
+        row["chi2"] = float(problem.misfit(image / problem.unit()).mean())
+        yield row | found | {k: t / slices for k, t in times.items()}
 
 
 def in_vivo(path: Path, methods: list[str], prior: Prior) -> Iterator[dict[str, Any]]:
@@ -164,35 +218,39 @@ def main() -> None:
     parser.add_argument("--methods", default="sense,wavelet,tv,dds")
     parser.add_argument("--snr", type=float, default=30.0)
     parser.add_argument("--samples", type=int, default=0)
-    parser.add_argument("--peers", action="store_true", help="add sigpy")
+    parser.add_argument("--peers", action="store_true", help="add sigpy and deepinv")
+    parser.add_argument("--simulated-only", action="store_true", help="without the in-vivo scan")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if not (options.data / "volumes").is_dir():
         print(f"mri_quality: skipped, there is no folder {options.data} with the held-out volumes")
         return
-    peers = options.peers
-    if peers:
-        try:
-            import sigpy.mri  # noqa: F401
-        except ImportError as error:
-            print(f"sigpy is left out: {error}.\n")
-            peers = False
+    peers = [name for name in ("sigpy", "deepinv") if options.peers and _installed(name)]
     prior, methods = load_mri_prior(None, torch.device("cpu")), options.methods.split(",")
 
     def rows() -> Iterator[dict[str, Any]]:
         for subject, mask, scan in scans(options):
             yield from run(subject, scan, mask, methods, options.samples, prior)
-            if peers:
+            if "sigpy" in peers:
                 yield from sigpy_rows(subject, scan, mask)
+            if "deepinv" in peers:
+                yield from deepinv_rows(subject, scan, mask, prior)
 
     print(f"8 coils, {options.snr:g} dB, {torch.get_num_threads()} threads, {platform.machine()}")
     found = table(rows(), COLUMNS)
     means = [_mean(found, mask, method) for mask in options.masks.split(",") for method in methods]
     table(iter(means), COLUMNS)
     file = options.data / "kspace" / "brain_8ch_poisson_r8.npy"
-    real = table(in_vivo(file, methods, prior), ("method", "held nmse", "held chi2", "chi2", "seconds", "cpu_s"))
+    scan = iter(()) if options.simulated_only else in_vivo(file, methods, prior)
+    real = table(scan, ("method", "held nmse", "held chi2", "chi2", "seconds", "cpu_s"))
     if options.json:
         options.json.write_text(json.dumps({"simulated": found, "in_vivo": real}, indent=1))
+
+
+def _installed(name: str) -> bool:
+    if find_spec(name) is None:
+        print(f"{name} is left out: it is not installed.\n")
+    return find_spec(name) is not None
 
 
 def _mean(rows: list[dict[str, Any]], mask: str, method: str) -> dict[str, Any]:

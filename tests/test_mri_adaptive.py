@@ -11,10 +11,11 @@ import pytest
 import torch
 from mri_files import mri, phantom, record, save_prior, write_phantom
 
+from domains.mri.air import air_covariance
 from domains.mri.classical import classical
 from domains.mri.containers import KSpace, Volume
 from domains.mri.fastmri import Simulated
-from domains.mri.next_lines import propose
+from domains.mri.next_lines import REACH, propose
 from domains.mri.noise import mix_coils, outer_noise, robust_covariance
 from domains.mri.null_space import null_space_covariance
 from domains.mri.problem import Problem, pose
@@ -47,6 +48,26 @@ def test_noise_is_found_where_the_outer_kspace_holds_signal(snr: float) -> None:
     data = torch.from_numpy(scan.kspace)
     outer = robust_covariance(outer_noise(data, (data != 0).any(1, keepdim=True))).diagonal().real.mean().sqrt()
     assert snr < 30 or float(outer) > 1.5 * scan.noise_sigma  # what the other estimate would have said
+
+
+@pytest.mark.parametrize(("mask", "share"), [("random1d", 0.03), ("poisson", 0.16)])
+def test_noise_of_a_single_coil_is_found_in_the_air(mask: str, share: float) -> None:
+    scan = simulated(160, 150, 2, coils=1, mask=mask, acceleration=4.0, snr=40.0)
+    problem = pose(KSpace(1e6 * scan.kspace))
+    level = float(problem.mixing.abs()) / (1e6 * scan.noise_sigma)
+    assert abs(level - 1) < share
+    data = torch.from_numpy(scan.kspace)
+    outer = robust_covariance(outer_noise(data, (data != 0).any(1, keepdim=True))).diagonal().real.mean().sqrt()
+    assert float(outer) > 1.2 * scan.noise_sigma  # what the outer k-space alone would have said
+
+
+def test_no_air_no_estimate() -> None:
+    full = (
+        1000 * torch.ones((1, 1, 40, 40), dtype=torch.complex64) * (1 + torch.arange(40)[:, None])
+    )  # brighter line by line
+    mask = torch.ones((1, 1, 40, 40), dtype=torch.bool)
+    mask[..., 3] = False
+    assert air_covariance(FFT()(full), mask) is None
 
 
 def test_null_space_finds_the_correlation_of_the_coils() -> None:
@@ -108,7 +129,7 @@ def test_tuned_run_records_what_it_tried(tmp_path: Path, capsys: pytest.CaptureF
 # --- next lines -------------------------------------------------------------------------------------------------------
 
 
-def test_proposed_lines_are_the_most_informative_of_the_explicit_gaussian() -> None:
+def test_proposed_lines_are_those_the_particles_disagree_about() -> None:
     problem = small_problem(acceleration=2)
     rng = torch.Generator().manual_seed(0)
     images = 3 * torch.randn((5, 2, 24, 40), generator=rng, dtype=torch.complex64)
@@ -121,15 +142,13 @@ def test_proposed_lines_are_the_most_informative_of_the_explicit_gaussian() -> N
         rows = torch.view_as_real(of.contiguous()).flatten(1).double()
         return rows.T @ rows / 4
 
-    def information(chosen: list[int]) -> float:
-        data = covariance(torch.cat([lines[k].flatten(1) for k in chosen], 1))
-        return float(torch.linalg.slogdet(data + torch.eye(len(data)))[1] / 2)
-
+    spread = lines.flatten(2).abs().square().sum(1) / 4 / 2  # variance over that of the noise
+    worth = spread.double().log1p().sum(1)
     acquired = problem.mask[0, 0, 0]
-    first = max((k for k in range(40) if not acquired[k]), key=lambda k: information([k]))
-    assert found.lines[0] == first and not acquired[found.lines[1]]
-    assert math.isclose(found.information[0], information([first]), rel_tol=1e-4)
-    assert math.isclose(sum(found.information), information(found.lines), rel_tol=1e-4)
+    assert found.lines[0] == int(torch.where(acquired, -1.0, worth).argmax()) and not acquired[found.lines[1]]
+    assert math.isclose(found.information[0], float(worth[found.lines[0]]), rel_tol=1e-4)
+    apart = 1 - math.exp(-(((found.lines[1] - found.lines[0]) / REACH) ** 2) / 2)
+    assert math.isclose(found.information[1], apart * float(worth[found.lines[1]]), rel_tol=1e-4)
     assert found.expected_error[0] > found.expected_error[1] > found.expected_error[2]
     total = float(torch.trace(covariance(images - images.mean(0)))) / float(images.mean(0).abs().square().sum())
     assert math.isclose(found.expected_error[0] ** 2, total, rel_tol=1e-4)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from domains.mri.grappa import grappa
 from domains.mri.noise import mix_coils
-from domains.mri.physics import rss
+from domains.mri.physics import ridge, rss
 from domains.mri.problem import Problem
 from domains.mri.tv import total_variation
 from domains.mri.wavelet import l1_wavelet
 from suite.errors import InputError
-from suite.linalg import conjugate_gradient, expand, operator_norm
+from suite.linalg import operator_norm
 from suite.operators import FFT
 
 CLASSICAL = ("zero_filled", "sense", "wavelet", "tv", "grappa")
@@ -45,17 +45,8 @@ def classical(method: str, problem: Problem) -> Tensor:
 
 
 def sense(problem: Problem, iterations: int = 40) -> Tensor:
-    """CG-SENSE (Pruessmann et al. 2001): `argmin |A x - y|^2 + |x|^2 / p`, p the mean energy of the image per part.
-
-    This is the posterior mean for white images of that energy, told from the calibrated low-resolution part of the data.
-    """
-    operator = problem.operator()
-    rhs = operator.adjoint(problem.data)
-    energy = rhs.abs().square().flatten(1).sum(1) * problem.acceleration
-    inside = (problem.maps.abs().sum(1) > 0).flatten(1).sum(1).clamp_min(1)
-    weight = expand(2 * inside / energy.clamp_min(1e-12), rhs)
-    normal = operator.normal
-    return conjugate_gradient(lambda x: normal(x) + weight * x, rhs, iterations=iterations, tolerance=1e-4)
+    """CG-SENSE (Pruessmann et al. 2001), see `domains.mri.physics.ridge`."""
+    return ridge(problem.operator(), problem.data, problem.maps, problem.acceleration, iterations)
 
 
 def noise_share(problem: Problem) -> Tensor:

@@ -63,6 +63,7 @@ def espirit(
     threshold: float = 0.02,
     crop: float = 0.95,
     iterations: int = 20,
+    noise: float = 0.0,
 ) -> Tensor:
     """Maps `(S, C, ny, nx)` from calibration data `(S, C, h, w)` (Uecker et al., Magn Reson Med 71, 990, 2014).
 
@@ -77,26 +78,31 @@ def espirit(
         threshold: singular values below this share of the largest belong to the null space.
         crop: pixels with a smaller eigenvalue lie outside the support.
         iterations: of the power method at each pixel.
+        noise: standard deviation of the white noise in each part; singular values that it alone may have (Marchenko and
+            Pastur's edge) belong to the null space too.
 
     Raises:
         InputError: a calibration region smaller than two kernels' worth of shifts.
     """
-    maps = [_espirit(slice_, shape, kernel, threshold, crop, iterations) for slice_ in calibration]
+    maps = [_espirit(slice_, shape, kernel, threshold, crop, iterations, noise) for slice_ in calibration]
     return torch.stack(maps)
 
 
 def _espirit(
-    data: Tensor, shape: tuple[int, int], kernel: int, threshold: float, crop: float, iterations: int
+    data: Tensor, shape: tuple[int, int], kernel: int, threshold: float, crop: float, iterations: int, noise: float
 ) -> Tensor:
     coils, h, w = data.shape
     kernel = min(kernel, h, w)
     if (h - kernel + 1) * (w - kernel + 1) < 2 or kernel < 2:
         raise InputError(f"the calibration region of {h} x {w} points is too small for ESPIRiT; use the Walsh maps")
-    data = data / data.abs().amax()
+    level = data.abs().amax()
+    data = data / level
     patches = data.unfold(1, kernel, 1).unfold(2, kernel, 1)  # (C, h', w', k, k)
     rows = patches.permute(1, 2, 0, 3, 4).reshape(-1, coils * kernel * kernel)
     values, vectors = torch.linalg.eigh(rows.mH @ rows)  # squared singular values, rising
-    kept = vectors[:, values > threshold**2 * values[-1]].mH.reshape(-1, coils, kernel, kernel)
+    edge = 2 * (noise / float(level)) ** 2 * sum(n**0.5 for n in rows.shape) ** 2
+    lowest = min(max(threshold**2 * float(values[-1]), edge), 0.99 * float(values[-1]))
+    kept = vectors[:, values > lowest].mH.reshape(-1, coils, kernel, kernel)
     matrices = _pixel_matrices(kept, shape)
     start = _inverse_dft(shape[0], h, data) @ data @ _inverse_dft(shape[1], w, data).mT
     vector, value = _leading(matrices, start, iterations)

@@ -117,14 +117,26 @@ def evaluate(
 
 @mri.command()
 @click.option("--data", type=_PATH, multiple=True, required=True, metavar="DIR", help="Images to train on; repeatable.")
+@click.option("--from-kspace", is_flag=True, help="The data are undersampled k-space, and no clean image is needed.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint beside the output.")
 @click.option("--minutes", type=float, metavar="M", help="Stop after M minutes; --resume goes on.")
 @common_options("output", "device", "config", "overrides", "seed", "overwrite", "quiet", "json_to")
-def train(data: tuple[Path, ...], **given: Any) -> None:
-    """Train a prior on your own magnitude images, split by person."""
+def train(data: tuple[Path, ...], from_kspace: bool, **given: Any) -> None:
+    """Train a prior on your own magnitude images, or on undersampled k-space alone, split by person."""
     from domains.mri.training_verb import train_verb
 
-    train_verb(data, given)
+    train_verb(data, from_kspace, given)
+
+
+@mri.command()
+@click.argument("prior", type=_PATH)
+@click.option("--data", type=_PATH, multiple=True, required=True, metavar="DIR", help="The images of the training.")
+@common_options("output", "config", "overrides", "overwrite", "quiet", "json_to")
+def calibrate(prior: Path, data: tuple[Path, ...], **given: Any) -> None:
+    """Store in a prior how wide its 90 % intervals must be, from simulated scans of held-out persons."""
+    from domains.mri.calibrate import calibrate_verb
+
+    calibrate_verb(prior, data, given)
 
 
 def demo(output: Path, *, overwrite: bool, quiet: bool) -> Path:

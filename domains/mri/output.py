@@ -10,20 +10,21 @@ import torch
 
 from domains.mri.data import write_nifti
 from domains.mri.dicom_write import Derivation, write_series
-from domains.mri.pipeline import Reconstruction
+from domains.mri.pipeline import DETAIL, Reconstruction
 from domains.mri.problem import Problem, to_numpy
 from suite import __version__
 from suite.prior import Prior
 from suite.records import write_json
 from suite.report import Figure, Report, Stack
 from suite.run import Run
+from suite.trust import interval_factor
 
 GOOD_CHI2 = 1.3
 """Above this the image does not explain the data within their noise."""
 
 
 def write_outputs(run: Run, problem: Problem, result: Reconstruction, prior: Prior | None, *, dicom: bool) -> None:
-    """`magnitude`, `phase`, `reference`, with samples `std` (NIfTI), `magnitude.json`, and with `dicom` the series."""
+    """`magnitude`, `phase`, `reference`, with samples `std`, `lower`, `upper`, `share` (NIfTI), `magnitude.json`, DICOM series."""
     images = {
         "magnitude": result.image.abs(),
         "phase": result.image.angle(),
@@ -31,6 +32,11 @@ def write_outputs(run: Run, problem: Problem, result: Reconstruction, prior: Pri
     }
     if result.std is not None:
         images["std"] = result.std
+        half = _interval(run, prior) * result.std
+        images |= {"lower": (images["magnitude"] - half).clamp_min(0), "upper": images["magnitude"] + half}
+    if result.share is not None:
+        images["share"] = result.share
+        run.extra["prior_share"] = round(float(result.share[result.share > 0].mean()), 4)
     volumes = {name: problem.volume(torch.from_numpy(to_numpy(values))) for name, values in images.items()}
     for name, volume in volumes.items():
         write_nifti(volume, run.output(f"{name}.nii.gz"))
@@ -47,6 +53,14 @@ def write_outputs(run: Run, problem: Problem, result: Reconstruction, prior: Pri
         if name in volumes:
             said = f"{label} {name} NOT FOR PRIMARY DIAGNOSIS"[:64]
             write_series(volumes[name], run.output(f"dicom/{name}"), Derivation(said, text, __version__, model, part))
+
+
+def _interval(run: Run, prior: Prior | None) -> float:
+    """Half-width of the 90 % interval over the standard deviation, by the prior's calibration where it has one."""
+    found = {} if prior is None else prior.card.calibration.get("intervals", {})
+    scale = float(found.get("scale", 1.0))
+    run.extra["intervals"] = {"level": 0.9, "scale": scale, "calibrated_on": found.get("data", [])}
+    return scale * interval_factor(run.config.samples)
 
 
 def sidecar(run: Run, problem: Problem, prior: Prior | None) -> dict[str, Any]:
@@ -91,6 +105,9 @@ def report_of(run: Run, problem: Problem, result: Reconstruction) -> Report:
         stacks.append(
             Stack("standard deviation", _stack(problem, result.std), {f"0..{spread / 2:.3g}": (spread / 4, spread / 2)})
         )
+    if result.share is not None:
+        text = f"prior's share of details of {DETAIL:g} of the 99th percentile"
+        stacks.append(Stack(text, _stack(problem, result.share), {"0..1": (0.5, 1.0)}))
     chi2 = run.misfit_chi2 or 0.0
     reasons = [f"The misfit chi-square is {chi2:.2f}; 1 is what the noise alone explains."]
     fits = chi2 < GOOD_CHI2

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from domains.mri.problem import MOST_COILS, Problem
 from domains.mri.training import PERCENTILE, UNIT
 from domains.mri.tuning import held_back, held_misfit, search
 from suite.config import Config, MainConfig
+from suite.contrasts import SharedEdges
 from suite.errors import InputError
 from suite.linalg import expand
 from suite.measurement import Measurement
@@ -27,8 +28,12 @@ from suite.operators import Diagonal, ToComplex
 from suite.posterior import METHODS
 from suite.posterior.base import PosteriorMethod
 from suite.prior import Prior, load_prior
+from suite.trust import prior_share
+from suite.volume import MBIR
 
-LEARNED = ("dds", "daps", "pigdm", "mmps", "red_diff", "ddnm", "diffpir", "dps")
+LEARNED: dict[str, type[PosteriorMethod]] = {
+    name: METHODS[name] for name in ("dds", "daps", "pigdm", "mmps", "red_diff", "ddnm", "diffpir", "dps")
+} | {method.name: method for method in (MBIR, SharedEdges)}
 WEIGHTS = Path(__file__).parent / "weights"
 SHIPPED = WEIGHTS / "mri-axial.safetensors"
 
@@ -36,11 +41,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dds": {"warm_start": 0.1, "renoise": False, "momentum": 0.75, "iterations": 15, "tolerance": 0.01},
     "diffpir": {"warm_start": 0.3},
     "ddnm": {"warm_start": 0.3},
+    "daps": {"iterations": 20, "tolerance": 1e-3},
 }
+SETTINGS |= {name: SETTINGS["dds"] | {"coupling": coupling} for name, coupling in (("mbir", 0.3), ("contrasts", 0.5))}
 """What MRI prefers to a method's own defaults; `warm_start`: the noise level, in network units, to start from CG-SENSE."""
 
-STEPS: dict[str, int] = {"dds": 30, "daps": 20}
+STEPS: dict[str, int] = {"dds": 30, "mbir": 30, "contrasts": 30, "daps": 20}
 """Evaluations per sample where MRI needs another number than the method advertises."""
+
+
+DETAIL = 0.1
+"""Size of the details of which the prior's share is told, over the 99th percentile of the magnitude: tissue against tissue."""
+
+COUPLED = ("mbir", "contrasts")
+"""Methods that take several 2D problems as one, see `domains.mri.coupled`."""
 
 
 class CoilsConfig(Config):
@@ -74,7 +88,7 @@ class ReconstructConfig(MainConfig):
     method: (
         Literal[
             "zero_filled", "sense", "wavelet", "tv", "grappa",
-            "dds", "daps", "pigdm", "mmps", "red_diff", "ddnm", "diffpir", "dps",
+            "dds", "daps", "pigdm", "mmps", "red_diff", "ddnm", "diffpir", "dps", "mbir", "contrasts",
         ]
         | None
     ) = None  # fmt: skip
@@ -98,6 +112,7 @@ class Reconstruction:
         chi2: misfit of each slice.
         scale: network units per file unit, undone in `image`; 1 without a network.
         evaluations: network evaluations per sample.
+        share: how much of each pixel comes from the prior alone, 0 to 1, where there is a std.
     """
 
     image: Tensor
@@ -106,6 +121,7 @@ class Reconstruction:
     chi2: Tensor
     scale: Tensor
     evaluations: int
+    share: Tensor | None = None
 
 
 def choose_method(config: ReconstructConfig) -> str:
@@ -117,8 +133,8 @@ def choose_method(config: ReconstructConfig) -> str:
     name = config.method or ("daps" if config.samples > 1 else "dds")
     if config.tune and name != "dds":
         raise InputError(f"--tune chooses settings of dds, and the method is {name}")
-    if config.samples > 1 and (name in CLASSICAL or METHODS[name].estimator == "point"):
-        samplers = ", ".join(other for other in LEARNED if METHODS[other].estimator == "sample")
+    if config.samples > 1 and (name in CLASSICAL or LEARNED[name].estimator == "point"):
+        samplers = ", ".join(other for other in LEARNED if LEARNED[other].estimator == "sample")
         raise InputError(
             f"{name} is a point estimator whose spread is no uncertainty; with --samples {config.samples} use {samplers}"
         )
@@ -169,7 +185,7 @@ def build_method(
         InputError: an option it does not have, or a value of the wrong kind.
     """
     settings = SETTINGS.get(name, {}) | (derived or {}) | options
-    defaults = {key: option.default for key, option in inspect.signature(METHODS[name]).parameters.items()}
+    defaults = {key: option.default for key, option in inspect.signature(LEARNED[name]).parameters.items()}
     for key, value in options.items():
         number = isinstance(value, int | float) and math.isfinite(value)
         default = SETTINGS.get(name, {}).get(key, defaults.get(key))
@@ -181,7 +197,7 @@ def build_method(
         settings["start"] = float(prior.process.time_of_log_snr(-ratio.log()))
         settings["init"] = start
     try:
-        return METHODS[name](**settings)
+        return LEARNED[name](**settings)
     except TypeError as error:
         raise InputError(f"method {name}: {error}") from None
 
@@ -251,8 +267,12 @@ def learned(
         change = image.abs() - mean
         mean = mean + change / (sample + 1)
         square = square + change * (image.abs() - mean)
-    std = (square / (config.samples - 1)).sqrt() if config.samples > 1 else None
-    return _in_units(problem, total, reference, std, scale, evaluations)
+    std = share = None
+    if config.samples > 1:
+        std = (square / (config.samples - 1)).sqrt()
+        share = prior_share(measurement, torch.empty_like(start), DETAIL, seed=config.seed).mean(1, keepdim=True)
+        share = supported(problem, share)
+    return replace(_in_units(problem, total, reference, std, scale, evaluations), share=share)
 
 
 def tuned(

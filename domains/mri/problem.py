@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from domains.mri.coils import calibration_box, espirit, low_resolution, walsh
+from domains.mri.air import air_covariance
+from domains.mri.coils import calibration_box, espirit
 from domains.mri.containers import KSpace, Volume
+from domains.mri.maps import calibrated_maps
 from domains.mri.noise import (
     compression_matrix,
     covariance_of,
@@ -150,11 +152,12 @@ def pose(kspace: KSpace, *, coils: int = MOST_COILS, calibration: int = 24, crop
         )
         acceleration = math.prod(kspace.grid) / data.shape[-1]
     else:
-        maps = _maps(data, mask, calibration, crop, warnings)
         axes = transformed_axes(mask)
+        acceleration = mask.numel() / int(mask.sum())
+        raw = data
         rest = tuple(a for a in (-2, -1) if a not in axes)
         data = FFT(rest).adjoint(data) if rest else data
-        acceleration = mask.numel() / int(mask.sum())
+        maps = calibrated_maps(raw, data, mask, axes, calibration, crop, warnings)
     if kspace.affine is None:
         warnings.append(f"{kspace.name}: holds no geometry, so voxels of 1 mm are written.")
     return Problem(kspace, data, mask, axes, fourier, maps, mixing, known, acceleration, tuple(warnings))
@@ -216,10 +219,10 @@ def _whitened(kspace: KSpace, data: Tensor, mask: Tensor, warnings: list[str]) -
 
 
 def estimated_noise(kspace: KSpace, data: Tensor, mask: Tensor) -> Tensor:
-    """The noise covariance where no noise was measured: of the outer k-space, or of the calibration's null space.
+    """The noise covariance where no noise was measured: of the outer k-space, or of the calibration's null space, or of air.
 
-    Both hold a rest of signal where the image is sharp, or the coils and the object leave no null space, and so err upwards: the
-    lower counts.
+    All hold a rest of signal where the image is sharp, or the coils and the object leave no null space, or the object no air,
+    and so err upwards: the lowest counts. Air is asked where there is no null space, as with a single coil.
     """
     outer = robust_covariance(_outer(kspace, data, mask))
     if kspace.trajectory is not None:
@@ -231,10 +234,10 @@ def estimated_noise(kspace: KSpace, data: Tensor, mask: Tensor) -> Tensor:
         y, x = calibration_box(mask[row, 0], NOISE_BOX)
         inner = null_space_covariance(data[row, :, y, x], outer, rng)
         found += [] if inner is None else [inner]
-    if not found:
+    second = torch.stack(found).mean(0) if found else air_covariance(data[rows], mask[rows])
+    if second is None:
         return outer
-    null_space = torch.stack(found).mean(0)
-    return min(outer, null_space, key=lambda c: float(c.diagonal().real.sum()))
+    return min(outer, second, key=lambda c: float(c.diagonal().real.sum()))
 
 
 def _outer(kspace: KSpace, data: Tensor, mask: Tensor) -> Tensor:
@@ -248,36 +251,6 @@ def _outer(kspace: KSpace, data: Tensor, mask: Tensor) -> Tensor:
 def _inner(data: Tensor, mask: Tensor, most: int) -> Tensor:
     box = calibration_box(mask.all(0)[0], most)
     return data[..., box[0], box[1]]
-
-
-def _maps(data: Tensor, mask: Tensor, most: int, crop: float, warnings: list[str]) -> Tensor:
-    """ESPIRiT, or Walsh where the calibration region is too small for it; a single coil has no maps to estimate."""
-    shape = (int(data.shape[-2]), int(data.shape[-1]))
-    if data.shape[1] == 1:
-        return torch.ones_like(data)
-    out = torch.empty_like(data)
-    for rows in _alike(mask):
-        box = calibration_box(mask[rows[0], 0], most)
-        sides = [s.stop - s.start for s in box]
-        if min(sides) >= 6:
-            out[rows] = espirit(data[rows][..., box[0], box[1]], shape, crop=crop)
-            continue
-        said = (
-            f"Only {sides[0]} x {sides[1]} points around the centre of k-space are fully sampled, too few for ESPIRiT; the "
-            "coil maps were taken from low-resolution images (Walsh)."
-        )
-        if said not in warnings:
-            warnings.append(said)
-        out[rows] = walsh(low_resolution(data[rows], box))
-    return out
-
-
-def _alike(mask: Tensor) -> list[list[int]]:
-    """Slices grouped by their sampling."""
-    groups: dict[bytes, list[int]] = {}
-    for k, m in enumerate(mask):
-        groups.setdefault(m.numpy().tobytes(), []).append(k)
-    return list(groups.values())
 
 
 def to_numpy(values: Tensor) -> NDArray[np.float32]:

@@ -209,8 +209,8 @@ def patch_source(paths: Sequence[Path], config: DataConfig) -> tuple[ComplexPatc
 
 
 def mri_card(config: MRITrainingConfig, trainer: Trainer, train: Sequence[str], held_out: Sequence[str]) -> Card:
-    """The card of a finished training run."""
-    last = trainer.history[-1]
+    """The card of a training run, finished or not."""
+    errors = trainer.history[-1]["validation_rmse"] if trainer.history else {}
     return Card(
         name=trainer.output.stem,
         domain="mri",
@@ -227,7 +227,7 @@ def mri_card(config: MRITrainingConfig, trainer: Trainer, train: Sequence[str], 
         **trainer.card_fields("diffsuite mri train --data DIR -o PRIOR.safetensors --config configs/mri/train.yaml"),
         validation={
             "what": "RMS denoising error (each part) on patches of the held-out persons, by noise level",
-            "rmse": {level: round(error, 5) for level, error in last["validation_rmse"].items()},
+            "rmse": {level: round(error, 5) for level, error in errors.items()},
         },
         limits=[
             "Not a medical device; not for primary diagnosis.",

@@ -12,12 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from domains.mri.containers import Volume
+from domains.mri.coupled import groups_of, reconstruct_group
 from domains.mri.data import read_kspace, read_volume, write_fastmri
 from domains.mri.fastmri import read_target
 from domains.mri.metrics import evaluate as evaluate_images
 from domains.mri.output import report_of, write_outputs
 from domains.mri.pipeline import (
     CLASSICAL,
+    COUPLED,
+    LEARNED,
     ReconstructConfig,
     Reconstruction,
     choose_method,
@@ -31,7 +34,6 @@ from domains.mri.tuning import some_slices
 from suite.config import load_config
 from suite.errors import InputError
 from suite.options import MainOptions, command_line
-from suite.posterior import METHODS
 from suite.prior import Prior
 from suite.progress import progress
 from suite.records import emit
@@ -113,32 +115,39 @@ def reconstruct_verb(path: Path, dicom: bool, tune: bool, options: MainOptions) 
 def _reconstruct(
     run: Run, problem: Problem, method: str, prior: Prior | None, config: ReconstructConfig, quiet: bool
 ) -> Reconstruction:
-    """Every slice, a batch at a time; finished batches of an interrupted run are taken over."""
+    """Every slice, a batch (of a coupled method: a group) at a time; those finished of an interrupted run are taken over."""
     digest = sha256_file(run.input_files[0][0])
     factors = _tuned(run, problem, prior, config) if config.tune and prior is not None else None
+    coupled = method in COUPLED
+    every = list(range(problem.slices))
+    groups = groups_of(method, problem) if coupled else [every[k : k + config.batch] for k in every[:: config.batch]]
     pieces: list[dict[str, NDArray[Any]]] = []
     with progress("Reconstructing", problem.slices, quiet=quiet) as update:
-        for first in range(0, problem.slices, config.batch):
-            rows = slice(first, min(first + config.batch, problem.slices))
+        for rows in groups:
 
-            def compute(rows: slice = rows) -> dict[str, NDArray[Any]]:
+            def compute(rows: list[int] = rows) -> dict[str, NDArray[Any]]:
                 with run.clock("operator"):
                     chunk = problem.part(rows, run.device)
-                    identities = [f"{digest} {k}" for k in range(rows.start, rows.stop)]
+                    identities = [f"{digest} {k}" for k in rows]
+                    if coupled and prior is not None:
+                        return _arrays(reconstruct_group(method, chunk, prior, config, identities, run.clock))
                     return _arrays(reconstruct(method, chunk, prior, config, identities, run.clock, factors))
 
-            pieces.append(run.piece(f"slices-{rows.start}-{rows.stop}", compute))
-            update(rows.stop)
+            pieces.append(run.piece(f"slices-{rows[0]}-{rows[-1] + 1}", compute))
+            update(sum(len(p["chi2"]) for p in pieces))
+    order = torch.tensor([k for rows in groups for k in rows]).argsort()
 
     def joined(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate([p[name] for p in pieces]))
+        return torch.from_numpy(np.concatenate([p[name] for p in pieces]))[order]
 
     evaluations = max(int(p["evaluations"]) for p in pieces)
-    std = joined("std") if "std" in pieces[0] else None
-    result = Reconstruction(joined("image"), joined("reference"), std, joined("chi2"), joined("scale"), evaluations)
+    std, share = (joined(name) if name in pieces[0] else None for name in ("std", "share"))
+    result = Reconstruction(
+        joined("image"), joined("reference"), std, joined("chi2"), joined("scale"), evaluations, share
+    )
     run.nfe = evaluations
     run.misfit_chi2 = float(result.chi2.mean())
-    run.estimator = "mean" if config.samples > 1 else "point" if prior is None else METHODS[method].estimator
+    run.estimator = "mean" if config.samples > 1 else "point" if prior is None else LEARNED[method].estimator
     return result
 
 
@@ -163,7 +172,8 @@ def _arrays(out: Reconstruction) -> dict[str, NDArray[Any]]:
         raise RuntimeError("the reconstruction is not finite")
     arrays = {name: getattr(out, name).cpu().numpy() for name in ("image", "reference", "chi2", "scale")}
     arrays["evaluations"] = np.asarray(out.evaluations)
-    return arrays if out.std is None else arrays | {"std": out.std.cpu().numpy()}
+    maps = {"std": out.std, "share": out.share}
+    return arrays | {name: values.cpu().numpy() for name, values in maps.items() if values is not None}
 
 
 def _tell(output: Path, record: dict[str, Any]) -> None:
