@@ -16,6 +16,7 @@ from domains.weather.conventions import conversion
 from domains.weather.data import read_ensemble
 from domains.weather.metrics import reference_of, scores_per_date, summary
 from domains.weather.model import load_model
+from suite.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +89,19 @@ def test_units() -> None:
 # --- members ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["diffusion", "climatology", "dressing", "emos", "schaake", "gaussian"])
+@pytest.mark.parametrize("method", ["diffusion", "climatology", "dressing", "emos", "ecc", "schaake", "gaussian"])
 def test_members_do_not_depend_on_batch_or_company(folder: Path, tmp_path: Path, method: str) -> None:
     whole = generate(folder, tmp_path / "a.nc", "--method", method)
     some = generate(folder, tmp_path / "b.nc", "--method", method, "--number", "3:7", "--batch", "3")
     assert some["t2m"].shape == (4, 3, 4, 5) and list(some["number"]) == [3, 4, 5, 6]
     np.testing.assert_allclose(some["t2m"], whole["t2m"][3:7], rtol=1e-5)
     assert np.isfinite(whole["t2m"]).all() and whole["t2m"].std("number").min() > 0
+    if method == "diffusion":  # best-member dressing and refinement are options of the others
+        for words in (("--method", "dressing", "--set", "dressing=best-member"), ("--set", "solver=refine")):
+            rest = generate(folder, tmp_path / "r.nc", *words)
+            part = generate(folder, tmp_path / "p.nc", *words, "--number", "7:8")
+            np.testing.assert_allclose(part["t2m"], rest["t2m"][7:8], rtol=1e-5)
+            assert float(abs(rest["t2m"] - whole["t2m"]).max()) > 0.1
     if method in ("diffusion", "emos", "gaussian"):
         seeds = opened(folder / "seeds.nc").isel(number=[1, 0]).assign_coords(number=[0, 1])
         swapped = tmp_path / "swapped.nc"
@@ -156,11 +163,11 @@ def test_a_killed_run_goes_on(folder: Path, tmp_path: Path) -> None:
         "make = pipeline.Generator.members; calls = []\n"
         "def members(self, days, numbers):\n"
         "    calls.append(1)\n"
-        "    if len(calls) > 2: os._exit(9)\n"
+        "    if len(calls) > 2: os.kill(os.getpid(), 9)\n"
         "    return make(self, days, numbers)\n"
         f"pipeline.Generator.members = members; cli.main({words!r})"
     )
-    assert subprocess.run([sys.executable, "-c", dying], cwd=ROOT, check=False).returncode == 9
+    assert subprocess.run([sys.executable, "-c", dying], cwd=ROOT, check=False).returncode == -9
     assert not (tmp_path / "a.zarr").exists() and len(list(tmp_path.rglob("*.npz"))) == 2
     assert weather(*words[1:]) == 0
     np.testing.assert_array_equal(
@@ -182,9 +189,53 @@ def test_a_model_of_something_else_says_so(folder: Path, tmp_path: Path) -> None
     assert not any("not trained" in w for w in _warnings(folder, tmp_path))
 
 
+def test_another_season_or_lead_is_told(folder: Path, tmp_path: Path) -> None:
+    """The model knows January to December at 48 h; one that knows a winter only is asked for a summer, and for 96 h."""
+    winter = forecast(dates=50)
+    winter = winter.assign_coords(time=np.datetime64("2001-12-01", "ns") + np.arange(50) * np.timedelta64(1, "D"))
+    write(winter, tmp_path / "winter.nc")
+    words = ("--iterations", "1", "--quiet", *SMALL)
+    assert weather("fit", tmp_path / "winter.nc", "-o", tmp_path / "model.safetensors", *words) == 0
+    seeds = winter.isel(number=[0, 1], time=[3])
+    cases = {
+        "month 7": seeds.assign_coords(time=[np.datetime64("2002-07-04", "ns")]),
+        "96 h": seeds.assign_coords(step=np.timedelta64(96, "h").astype("timedelta64[ns]")),
+        "": seeds,
+    }
+    for told, data in cases.items():
+        (tmp_path / "case.nc").unlink(missing_ok=True)
+        write(data, tmp_path / "case.nc")
+        generate(tmp_path, tmp_path / "o.nc", seeds="case.nc")
+        sentences = [w for w in record(tmp_path / "o.nc.run.json")["warnings"] if "not trained for this input" in w]
+        assert (len(sentences) == 1 and told in sentences[0]) if told else not sentences
+
+
 def _warnings(folder: Path, tmp_path: Path) -> list[str]:
     generate(folder, tmp_path / "own.nc")
     return list(record(tmp_path / "own.nc.run.json")["warnings"])
+
+
+def test_a_folder_holds_members_record_and_report(folder: Path, tmp_path: Path) -> None:
+    from cli import main
+
+    words = ["--model", str(folder / "model.safetensors"), "--members", "4", "--quiet"]
+    assert weather("generate", folder / "seeds.nc", "-o", tmp_path / "out", *words) == 0
+    assert {"members.zarr", "run.json", "report.html"} == {p.name for p in (tmp_path / "out").iterdir()}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "t2m [K]" in page and "mean of the members" in page
+    inputs = [str(folder / "seeds.nc"), str(folder / "truth.nc")]
+    assert main(["batch", "weather", "generate", *inputs, "-o", str(tmp_path / "many"), *words]) == 0
+    batched = opened(tmp_path / "many" / "seeds" / "members.zarr")["t2m"]
+    np.testing.assert_array_equal(batched, opened(tmp_path / "out" / "members.zarr")["t2m"])
+    assert (tmp_path / "many" / "truth" / "report.html").exists()
+
+
+def test_dask_workers_make_the_same_members(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    words = ("--batch", "4", "--engine", "dask", "--workers", "2")
+    other = generate(folder, tmp_path / "a.zarr", *words)
+    np.testing.assert_allclose(other["t2m"], generate(folder, tmp_path / "b.nc", "--batch", "10")["t2m"], rtol=1e-5)
+    assert record(tmp_path / "a.zarr.run.json")["engine"] == "dask"
 
 
 def test_truth_as_target_corrects_a_bias(tmp_path: Path) -> None:
@@ -209,7 +260,7 @@ def test_scores_against_their_definitions() -> None:
     x, y = rng.standard_normal((30, 5, 1, 3, 9)), rng.standard_normal((30, 1, 3, 9))
     w = np.repeat(np.asarray([0.5, 1.0, 1.5])[:, None], 9, 1)
     season = np.zeros((30, 2))
-    reference = reference_of(y, season, 30, season, "test")
+    reference = reference_of(y, season, w, season, "test")
     parts = scores_per_date(x, y, w, False, reference)
     near = np.abs(x - y[:, None]).mean(1)
     apart = np.abs(x[:, :, None] - x[:, None]).sum((1, 2))
@@ -230,7 +281,7 @@ def test_scores_against_their_definitions() -> None:
     out = summary(parts, 5)
     assert abs(out["spread_skill"] - 1) < 0.1 and abs(parts["ranks"].sum(1) - 1).max() < 1e-9
     ties = scores_per_date(np.zeros((2, 4, 1, 1, 1)), np.zeros((2, 1, 1, 1)), np.ones((1, 1)), False,
-                           reference_of(np.zeros((2, 1, 1, 1)), season[:2], 2, season[:2], ""))  # fmt: skip
+                           reference_of(np.zeros((2, 1, 1, 1)), season[:2], np.ones((1, 1)), season[:2], ""))  # fmt: skip
     np.testing.assert_allclose(ties["ranks"], 0.2)
 
 
@@ -243,6 +294,10 @@ def test_evaluate_reports_all_metrics(folder: Path, tmp_path: Path, capsys: pyte
     names = "crps crps_fair energy variogram rmse acc spread_skill rank_chi2 brier_q05 brier_q95 brier_q99".split()
     assert all(np.isfinite(result["metrics"][name]) for name in names)
     assert result["settings"]["members"] == 10 and result["settings"]["climatology"] == "archive.nc"
+    assert all(f"brier_area_{q}" in result["metrics"] for q in ("q05", "q95", "q99"))
+    assert len(result["curves"][0]["rank_histogram"]) == 11 and "spread_skill" in result["curves"][0]
+    assert weather("evaluate", tmp_path / "a.nc", *words, "--report", tmp_path / "page.html", "--quiet") == 0
+    assert (tmp_path / "page.html").read_text().count("<svg") >= 4
     perfect = opened(folder / "truth.nc").expand_dims(number=3)
     write(perfect, tmp_path / "p.nc")
     assert weather("evaluate", tmp_path / "p.nc", *words, "--json", tmp_path / "p.json") == 0
@@ -272,6 +327,12 @@ def test_grib_round_trip_by_template(folder: Path, tmp_path: Path) -> None:
             eccodes.codes_set_values(handle, field)
             eccodes.codes_write(handle, file)
             eccodes.codes_release(handle)
+    whole = (tmp_path / "seeds.grib").read_bytes()
+    (tmp_path / "cut.grib").write_bytes(whole[: len(whole) - 30])
+    with pytest.raises(InputError, match="cut off or damaged in message 2"):
+        read_ensemble(tmp_path / "cut.grib")
+    (tmp_path / "padded.grib").write_bytes(whole + b"\0" * 20)
+    assert len(read_ensemble(tmp_path / "padded.grib").number) == 2
     seeds = read_ensemble(tmp_path / "seeds.grib")
     assert list(seeds.number) == [0, 1] and seeds.channels[0].level == 850 and seeds.lead_hours() == [48]
     np.testing.assert_allclose(seeds.values()[0, 0, :, 0].reshape(2, -1), fields, atol=1e-4)
@@ -301,6 +362,9 @@ def test_grib_round_trip_by_template(folder: Path, tmp_path: Path) -> None:
         (("generate", "seeds.nc", "-o", "x.nc", "--model", "model.safetensors", "--number", "8:80"), "members"),
         (("generate", "seeds.nc", "-o", "x.nc", "--method", "dressing", "--model", "model.safetensors", "--set", "seeds=0"),
          "at least one seed"),
+        (("generate", "seeds.nc", "-o", "x.nc", "--method", "ecc", "--model", "model.safetensors", "--set", "seeds=1"),
+         "at least 2 seeds"),
+        (("generate", "seeds.nc", "-o", "x.nc", "--model", "model.safetensors", "--workers", "2"), "--engine dask"),
         (("evaluate", "seeds.nc", "--truth", "other.nc"), "shares no initial time"),
         (("evaluate", "seeds.nc", "--truth", "small.nc"), "grid"),
         (("fit", "truth.nc", "-o", "x.safetensors"), "no axis of members"),

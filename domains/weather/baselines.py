@@ -1,27 +1,24 @@
-"""What practice uses, as methods of the same call: climatology, dressing, EMOS, Schaake shuffle, linear-Gaussian field.
+"""What practice uses, fitted: EMOS, dressing by its width, and the errors of the best member; all on standardised anomalies.
 
-All work on standardised anomalies; for rain-like variables these are normal scores, so that EMOS and the Gaussian field are
-censored at zero when they are mapped back.
+For rain-like variables these are normal scores, so that EMOS and the Gaussian field are censored at zero when mapped back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from domains.weather.hierarchy import Predictive
-from suite.errors import InputError
 from suite.noise import generator
 
 if TYPE_CHECKING:
-    from domains.weather.preparation import TrainingSet
+    from domains.weather.training_set import TrainingSet
 
-BASELINES = ("raw", "climatology", "dressing", "emos", "schaake", "gaussian")
 MOST_VALUES = 600_000  # of the sample EMOS is fitted on
+MOST_ERRORS = 128  # fields of a best member's errors that are kept
+ERROR_VALUES = 400_000
 ITERATIONS = 100
 
 
@@ -48,7 +45,7 @@ def mixture_crps(centres: Tensor, deviation: Tensor, y: Tensor) -> Tensor:
 
 
 def fit_baselines(data: TrainingSet) -> dict[str, Tensor]:
-    """EMOS and dressing for every lead, kind of target and number of seeds, by minimum CRPS on the training dates."""
+    """EMOS and dressing for every lead, kind of target and number of seeds, from the training dates."""
     out: dict[str, Tensor] = {}
     for step in range(data.steps):
         for kind in data.kinds:
@@ -57,6 +54,8 @@ def fit_baselines(data: TrainingSet) -> dict[str, Tensor]:
                 x, y, season = _pairs(data, step, kind, seeds)
                 out[f"emos.{step}.{kind}.{seeds}"] = _fit_emos(x, y, season if data.seasonal else None, data.pooled)
                 scales.append(_fit_dressing(x, y) if seeds else 1.0)
+                if seeds:
+                    out[f"errors.{step}.{kind}.{seeds}"] = _best_member_errors(x, y)
             out[f"dressing.{step}.{kind}"] = torch.tensor(scales)
     return out
 
@@ -66,7 +65,7 @@ def _pairs(data: TrainingSet, step: int, kind: str, seeds: int) -> tuple[Tensor,
     rng = generator(0, f"baseline {step} {kind} {seeds}")
     dates = data.dates
     points = math.prod(data.shape)
-    wanted = min(3 * dates, max(500, MOST_VALUES // points))
+    wanted = min(3 * dates, max(100, MOST_VALUES // points))
     rows = torch.arange(wanted) % dates if wanted >= dates else torch.randperm(dates, generator=rng)[:wanted]
     x, y = data.draw(step, kind, seeds, rows, rng)
     return x, y, data.season[rows]
@@ -88,14 +87,14 @@ def _fit_emos(x: Tensor, y: Tensor, season: Tensor | None, pooled: bool) -> Tens
     for iteration in range(ITERATIONS):
         for group in optimiser.param_groups:
             group["lr"] = 0.03 * (1 - iteration / ITERATIONS)
-        mean, deviation = _emos_moments(parameters, m, square, season)
+        mean, deviation = emos_moments(parameters, m, square, season)
         optimiser.zero_grad()
         gaussian_crps(mean, deviation, y).mean(0).sum().backward()
         optimiser.step()
     return parameters.detach().expand(len(parameters), *y.shape[1:]).contiguous()
 
 
-def _emos_moments(p: Tensor, m: Tensor, square: Tensor, season: Tensor | None) -> tuple[Tensor, Tensor]:
+def emos_moments(p: Tensor, m: Tensor, square: Tensor, season: Tensor | None) -> tuple[Tensor, Tensor]:
     mean = p[0] + p[1] * m
     if season is not None and len(p) > 4:
         shape = (-1, *(1,) * (m.ndim - 1))
@@ -118,68 +117,9 @@ def _fit_dressing(x: Tensor, y: Tensor) -> float:
     return math.exp((low + high) / 2)
 
 
-# --- members ----------------------------------------------------------------------------------------------------------
-
-
-def baseline_members(
-    method: str,
-    seeds: Tensor,
-    eps: Tensor,
-    numbers: list[int],
-    season: Tensor,
-    predictive: Predictive,
-    parameters: Mapping[str, Tensor],
-    fields: tuple[Tensor, Tensor],
-    where: tuple[int, str, str],
-) -> Tensor:
-    """Standardised anomalies `(N, C, H, W)` of the members `numbers`.
-
-    Args:
-        method: one of `BASELINES` except raw.
-        seeds: `(K, C, H, W)`.
-        eps: white noise of these members `(N, C, H, W)`.
-        season: `(2,)`.
-        predictive: the linear-Gaussian law for this lead, kind and K.
-        parameters: of `fit_baselines`.
-        fields: training fields `(F, C, H, W)` and their season `(F, 2)`.
-        where: lead, kind, and the identity of the date (its random choice of training fields).
-
-    Raises:
-        InputError: dressing without a seed.
-    """
-    step, kind, identity = where
-    count = len(seeds)
-    if method == "climatology":
-        return fields[0][_analogues(fields[1], season, identity)][[n % len(fields[0]) for n in numbers]]
-    if method == "dressing":
-        if not count:
-            raise InputError("the method dressing needs at least one seed; use climatology, gaussian or diffusion")
-        width = parameters[f"dressing.{step}.{kind}"][count]
-        return seeds[[n % count for n in numbers]] + width * eps
-    if method == "gaussian":
-        centre = seeds.mean(0) if count else torch.zeros_like(eps[0])
-        mean = predictive.mean(centre.flatten()[None]).reshape(1, *eps.shape[1:])
-        return mean + predictive.draw(eps.flatten(1)).reshape(eps.shape)
-    m = (seeds.mean(0) if count else torch.zeros_like(eps[0]))[None]
-    square = (seeds.var(0) if count > 1 else torch.zeros_like(eps[0]))[None]
-    mean, deviation = _emos_moments(parameters[f"emos.{step}.{kind}.{count}"], m, square, season[None])
-    if method == "emos":
-        return mean + deviation * eps
-    template = fields[0][_analogues(fields[1], season, identity)]
-    return mean + deviation * _ranks_of(template, numbers)
-
-
-def _analogues(season: Tensor, now: Tensor, identity: str) -> Tensor:
-    """Order of the training fields for a date: random among those within 45 days of the season, then the others."""
-    rng = generator(0, f"fields {identity}")
-    order = torch.randperm(len(season), generator=rng)
-    far = (season[order] @ now) < math.cos(2 * math.pi * 45 / 365.25)
-    near, rest = order[~far], order[far]
-    return torch.cat([near, rest]) if len(near) < 20 else near.repeat(math.ceil(len(season) / len(near)))[: len(season)]
-
-
-def _ranks_of(template: Tensor, numbers: list[int]) -> Tensor:
-    """Schaake shuffle (Clark et al. 2004): normal scores of the ranks the members' template fields have at each point."""
-    chosen = template[[n % len(template) for n in numbers]]
-    below = (template[None] < chosen[:, None]).sum(1) + 0.5 * (template[None] == chosen[:, None]).sum(1)
-    return torch.special.ndtri(below / len(template))
+def _best_member_errors(x: Tensor, y: Tensor) -> Tensor:
+    """Errors `(F, C, H, W)` of the seed that was nearest to the target, as fields (Roulston and Smith 2003)."""
+    best = (x - y[:, None]).flatten(2).square().sum(2).argmin(1)
+    errors = y - x[torch.arange(len(x)), best]
+    count = max(8, min(MOST_ERRORS, ERROR_VALUES // errors[0].numel()))
+    return errors[:: max(1, len(errors) // count)][:count].half().float()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 Array = NDArray[np.float32]
 SCORES = torch.linspace(-3.2, 3.2, 65)  # normal scores at which the quantiles of a rain-like variable are stored
+NEVER = 1e-4  # a smaller share of zeros counts as none
 MOST_HARMONICS = 2
 FOLDS = 5
 
@@ -42,6 +43,7 @@ class Climatology:
         mean: harmonics of the latent mean `(S, P, C, H, W)`.
         variance: harmonics of the latent variance `(S, Q, C, H, W)`.
         quantiles: `(C', 65, H, W)` of the channels in `rain`, at `SCORES`.
+        dry: share of zeros `(C', H, W)` of the channels in `rain`.
         rain: channels with an atom at zero, mapped to normal scores of their own distribution point by point.
         mask: `(C, H, W)`, 1 where the field exists.
     """
@@ -49,15 +51,17 @@ class Climatology:
     mean: Tensor
     variance: Tensor
     quantiles: Tensor
+    dry: Tensor
     rain: tuple[int, ...]
     mask: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in ("mean", "variance", "quantiles", "mask")}
+        return {name: getattr(self, name) for name in ("mean", "variance", "quantiles", "dry", "mask")}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], rain: tuple[int, ...]) -> Climatology:
-        return cls(tensors["mean"], tensors["variance"], tensors["quantiles"], rain, tensors["mask"])
+        mean, variance, quantiles, dry, mask = (tensors[n] for n in ("mean", "variance", "quantiles", "dry", "mask"))
+        return cls(mean, variance, quantiles, dry, rain, mask)
 
     @property
     def seasonal(self) -> bool:
@@ -69,14 +73,31 @@ class Climatology:
         """`(..., C, H, W)` physical to latent; dry points at their mean score, or drawn below it when `rng` is given."""
         out = values.clone()
         for index, channel in enumerate(self.rain):
-            out[..., channel, :, :] = _to_scores(values[..., channel, :, :], self.quantiles[index], rng)
+            out[..., channel, :, :] = _to_scores(
+                values[..., channel, :, :], self.quantiles[index], self.dry[index], rng
+            )
         return out
 
     def physical(self, latent: Tensor) -> Tensor:
         """Inverse of `latent`; never negative where the variable has an atom at zero."""
         out = latent.clone()
         for index, channel in enumerate(self.rain):
-            out[..., channel, :, :] = _from_scores(latent[..., channel, :, :], self.quantiles[index])
+            out[..., channel, :, :] = _from_scores(latent[..., channel, :, :], self.quantiles[index], self.dry[index])
+        return out
+
+    def is_dry(self, values: Tensor) -> Tensor:
+        """Where a rain-like variable is zero, bool of the shape of `values` `(..., C, H, W)`."""
+        out = torch.zeros(values.shape, dtype=torch.bool)
+        for index, channel in enumerate(self.rain):
+            out[..., channel, :, :] = values[..., channel, :, :] <= _zero(self.quantiles[index])
+        return out
+
+    def thresholds(self, valid: NDArray[np.datetime64], step: int) -> Tensor:
+        """Standardised anomalies `(N, C, H, W)` up to which it is dry; -inf where it never is."""
+        mean, deviation = self.moments(valid, step)
+        out = torch.full(mean.shape, -torch.inf)
+        for index, channel in enumerate(self.rain):
+            out[:, channel] = (_threshold(self.dry[index]) - mean[:, channel]) / deviation[:, channel]
         return out
 
     # --- latent <-> standardised anomaly ---
@@ -106,25 +127,25 @@ class Climatology:
         return torch.where(self.mask > 0, out, torch.nan)
 
 
-def _dry(quantiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Normal score of the dry share `(H, W)`, and the value that still counts as dry (a scalar)."""
-    limit = 1e-4 * quantiles[-1].nan_to_num().max()
-    share = torch.special.ndtr(SCORES[(quantiles <= limit).sum(0).clamp(1, len(SCORES)) - 1])
-    none = quantiles[0] > limit
-    return torch.where(none, torch.full_like(share, -4.0), torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4))), limit
+def _zero(quantiles: Tensor) -> Tensor:
+    """The value that still counts as dry, a scalar."""
+    return 1e-4 * quantiles[-1].nan_to_num().max()
 
 
-def _to_scores(values: Tensor, quantiles: Tensor, rng: torch.Generator | None) -> Tensor:
-    threshold, limit = _dry(quantiles)
+def _threshold(dry: Tensor) -> Tensor:
+    """Normal score of the dry share `(H, W)`."""
+    return torch.special.ndtri(dry.clamp(NEVER, 1 - NEVER))
+
+
+def _to_scores(values: Tensor, quantiles: Tensor, share: Tensor, rng: torch.Generator | None) -> Tensor:
     table = quantiles.flatten(1).T.contiguous()  # (points, 65)
     flat = values.flatten(-2).movedim(-1, 0).contiguous()
     points = flat.reshape(len(table), -1).contiguous()
     upper = torch.searchsorted(table, points, right=True).clamp(1, len(SCORES) - 1)
     low, high = table.gather(1, upper - 1), table.gather(1, upper)
-    share = (points - low) / (high - low).clamp_min(1e-12)
-    top = SCORES[1] - SCORES[0]
-    score = SCORES[upper - 1] + share.clamp(0, 3) * top
-    at = threshold.reshape(-1, 1)
+    part = (points - low) / (high - low).clamp_min(1e-12)
+    score = SCORES[upper - 1] + part.clamp(0, 3) * (SCORES[1] - SCORES[0])
+    at = _threshold(share).reshape(-1, 1)
     probability = torch.special.ndtr(at)
     if rng is None:
         dry = -torch.exp(-(at**2) / 2) / (2 * torch.pi) ** 0.5 / probability
@@ -132,14 +153,13 @@ def _to_scores(values: Tensor, quantiles: Tensor, rng: torch.Generator | None) -
     else:
         uniform = torch.rand(points.shape, generator=rng).clamp(1e-4, 1 - 1e-4)
         dry = torch.special.ndtri(probability * uniform)
-    out = torch.where(points <= limit, dry, torch.maximum(score, at))
+    out = torch.where(points <= _zero(quantiles), dry, torch.maximum(score, at))
     out = torch.where(points.isnan(), points, out)
     return out.reshape(flat.shape).movedim(0, -1).reshape(values.shape)
 
 
-def _from_scores(scores: Tensor, quantiles: Tensor) -> Tensor:
-    """Linear between the stored quantiles and, with the last slope, beyond them."""
-    threshold, _ = _dry(quantiles)
+def _from_scores(scores: Tensor, quantiles: Tensor, share: Tensor) -> Tensor:
+    """Linear between the stored quantiles and, with the last slope, beyond them; zero up to the threshold."""
     table = quantiles.flatten(1).T.contiguous()
     flat = scores.flatten(-2).movedim(-1, 0).contiguous()
     points = flat.reshape(len(table), -1)
@@ -147,7 +167,8 @@ def _from_scores(scores: Tensor, quantiles: Tensor) -> Tensor:
     lower = ((points - SCORES[0]) / gap).floor().clamp(0, len(SCORES) - 2).long()
     low, high = table.gather(1, lower), table.gather(1, lower + 1)
     value = low + (high - low) * ((points - SCORES[0]) / gap - lower).clamp(-1, 8)
-    value = torch.where(points <= threshold.reshape(-1, 1), torch.zeros(()), value.clamp_min(0))
+    dry = points <= _threshold(share).reshape(-1, 1)
+    value = torch.where(dry, torch.zeros(()), value.clamp_min(0))
     return value.reshape(flat.shape).movedim(0, -1).reshape(scores.shape)
 
 
@@ -178,12 +199,13 @@ def fit_climatology(
     data = torch.from_numpy(np.nan_to_num(values))
     shape = (data.shape[3], data.shape[4], data.shape[5])
     levels = torch.special.ndtr(SCORES.double())
-    quantiles = torch.zeros(len(rain), len(SCORES), *shape[1:])
+    quantiles, dry = torch.zeros(len(rain), len(SCORES), *shape[1:]), torch.zeros(len(rain), *shape[1:])
     for index, channel in enumerate(rain):
         flat = data[:, :, :, channel].reshape(-1, shape[1] * shape[2]).double()
         table = np.quantile(flat.numpy(), levels.numpy(), axis=0)
         quantiles[index] = torch.from_numpy(table).float().reshape(len(SCORES), *shape[1:])
-    empty = Climatology(torch.zeros(1, 1, *shape), torch.ones(1, 1, *shape), quantiles, rain, mask)
+        dry[index] = (data[:, :, :, channel] <= _zero(quantiles[index])).float().mean((0, 1, 2))
+    empty = Climatology(torch.zeros(1, 1, *shape), torch.ones(1, 1, *shape), quantiles, dry, rain, mask)
     latent = empty.latent(data, torch.Generator().manual_seed(0))
     means, variances = [], []
     order = max(_order(latent[:, s].mean(1).flatten(1), valid[:, s]) for s in range(latent.shape[1]))
@@ -194,7 +216,7 @@ def fit_climatology(
     mean, variance = torch.stack(means), torch.stack(variances)
     if pooled:
         mean, variance = (x.mean(-1, keepdim=True).expand_as(x).contiguous() for x in (mean, variance))
-    return Climatology(mean.float(), variance.float(), quantiles, rain, mask)
+    return Climatology(mean.float(), variance.float(), quantiles, dry, rain, mask)
 
 
 def _fit_lead(latent: Tensor, valid: NDArray[np.datetime64], order: int) -> tuple[Tensor, Tensor]:

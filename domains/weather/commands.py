@@ -11,7 +11,7 @@ from suite.domain import Domain, Part
 from suite.options import MainOptions, VerbGroup, common_options, main_options
 
 _PATH = click.Path(path_type=Path)
-_SYSTEMS = ("lorenz96", "lorenz96-two-level", "gaussian")
+_SYSTEMS = ("lorenz96", "lorenz96-two-level", "gaussian", "quasigeostrophic")
 
 
 @click.group(cls=VerbGroup)
@@ -72,14 +72,27 @@ def _range(_ctx: click.Context, _param: click.Parameter, value: str | None) -> r
 @click.option("--members", type=click.IntRange(min=1), metavar="N", help="Members to make (default 50).")
 @click.option("--number", callback=_range, metavar="A:B", help="Only the members A to B-1 of them.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="At once.")
+@click.option("--engine", type=click.Choice(["local", "dask"]), default="local", show_default=True,
+              help="This process, or Dask workers, for dates and members.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Dask workers (default: one for each core).")
+@click.option("--scheduler", metavar="ADDRESS", help="An existing Dask scheduler, tcp://HOST:PORT.")
 @main_options
 def generate(
-    seeds: Path, model: str | None, members: int | None, number: range | None, batch: int, options: MainOptions
+    seeds: Path,
+    model: str | None,
+    members: int | None,
+    number: range | None,
+    batch: int,
+    engine: str,
+    workers: int | None,
+    scheduler: str | None,
+    options: MainOptions,
 ) -> None:
     """Make many members from a few: diffusion, or one of the baselines with --method."""
+    from domains.weather.generation import Workers
     from domains.weather.verbs import generate_verb
 
-    generate_verb(seeds, model, members, number, batch, options)
+    generate_verb(seeds, model, members, number, batch, Workers(engine, workers, scheduler), options)
 
 
 @weather.command()
@@ -87,6 +100,7 @@ def generate(
 @click.option("--truth", type=_PATH, required=True, metavar="FILE", help="What happened, on the same dates and grid.")
 @click.option("--truth-key", metavar="NAME", help="Which variable of the truth's file.")
 @click.option("--climatology", type=_PATH, metavar="FILE", help="Past fields for quantiles and anomalies.")
+@click.option("--report", "report_to", type=_PATH, metavar="FILE", help="Write an HTML page with the diagrams here.")
 @common_options("key", "quiet", "json_to")
 def evaluate(forecast: Path, **given: Any) -> None:
     """Verify an ensemble: CRPS, energy, variogram, spread and skill, ranks, Brier scores."""

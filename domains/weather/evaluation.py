@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from domains.weather.climate import season_of
 from domains.weather.containers import Ensemble
 from domains.weather.data import matching_dates, truth_values
+from domains.weather.diagrams import curves
 from domains.weather.metrics import Reference, intervals, reference_of, scores_per_date, summary
 from suite.errors import InputError
 
@@ -17,7 +18,7 @@ VALUES = 4_000_000  # forecast values that are held at once
 
 
 def evaluate(forecast: Ensemble, truth: Ensemble, past: Ensemble | None) -> dict[str, Any]:
-    """`{"metrics", "intervals", "by_lead", "settings"}`; the metrics are means over the leads.
+    """`{"metrics", "intervals", "by_lead", "curves", "settings"}`; metrics are means over the leads, curves are by lead.
 
     Raises:
         InputError: no common dates, steps that do not match, or a truth without a finite value.
@@ -31,11 +32,13 @@ def evaluate(forecast: Ensemble, truth: Ensemble, past: Ensemble | None) -> dict
     weights = forecast.grid.weights()
     per_lead: list[dict[str, float]] = []
     spans: list[dict[str, list[float]]] = []
+    drawn: list[dict[str, Any]] = []
     for step in range(len(forecast.step)):
         reference = _reference(forecast, goal, first, step, past)
         parts = _scores(forecast, goal, first, step, weights, reference)
         per_lead.append(summary(parts, members))
         spans.append(intervals(parts, members))
+        drawn.append(curves(parts, members))
     names = per_lead[0]
     metrics = {name: float(np.mean([lead[name] for lead in per_lead])) for name in names}
     if members == 1:
@@ -60,6 +63,7 @@ def evaluate(forecast: Ensemble, truth: Ensemble, past: Ensemble | None) -> dict
         "metrics": metrics,
         "intervals": spans[0] if len(spans) == 1 else {},
         "by_lead": by_lead,
+        "curves": drawn,
         "settings": settings,
     }
 
@@ -67,14 +71,15 @@ def evaluate(forecast: Ensemble, truth: Ensemble, past: Ensemble | None) -> dict
 def _reference(
     forecast: Ensemble, goal: NDArray[Any], first: NDArray[Any], step: int, past: Ensemble | None
 ) -> Reference:
+    weights = forecast.grid.weights()
     now = season_of(forecast.valid_time()[first, step]).numpy()
     if past is None:
-        return reference_of(goal[:, step], now, len(first), now, "the truth on these dates themselves")
+        return reference_of(goal[:, step], now, weights, now, "the truth on these dates themselves")
     lead = step if len(past.step) == len(forecast.step) else 0
     fields = past.values()
     flat = fields[:, lead].reshape(-1, *fields.shape[3:])
     season = np.repeat(season_of(past.valid_time()[:, lead]).numpy(), fields.shape[2], 0)
-    return reference_of(flat, season, len(first), now, past.path.name)
+    return reference_of(flat, season, weights, now, past.path.name)
 
 
 def _scores(
@@ -94,7 +99,7 @@ def _scores(
         x = forecast.values(first[rows])[:, step]
         if np.isnan(x).any() and np.isnan(x).all():
             raise InputError(f"{forecast.path}: holds nothing but NaN.")
-        part = Reference(reference.mean[rows], reference.quantiles, reference.source)
+        part = reference.part(rows)
         hidden = np.where(np.isfinite(x).all(1), goal[rows, step], np.nan)
         parts.append(scores_per_date(x, hidden, weights, forecast.grid.periodic, part))
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}

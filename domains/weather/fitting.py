@@ -15,13 +15,15 @@ from domains.weather.containers import Ensemble
 from domains.weather.denoiser import SeedDenoiser, condition, process_for, sample_residual, scalars_of
 from domains.weather.model import WeatherCard, WeatherModel, lead_scalar
 from domains.weather.network import FieldNet
-from domains.weather.preparation import FitConfig, Prepared, TrainingSet, prepare
+from domains.weather.preparation import FitConfig, prepare
 from domains.weather.training import SeedTrainer
+from domains.weather.training_set import Prepared, TrainingSet
 from suite.noise import generator
 
 STORED_VALUES = 2_000_000  # of training fields that go into the model file
-STORED_FIELDS = 256
+STORED_FIELDS = 1024
 CALIBRATION_MEMBERS = 8
+CALIBRATION_BLOCKS = 10
 CALIBRATION_VALUES = 200_000  # members x points
 LIMITS = [
     "It knows only the ensemble, the grid, the leads and the season it was fitted on; elsewhere its members mean nothing.",
@@ -100,25 +102,29 @@ def keep_what_helps(trainer: SeedTrainer) -> float:
 def calibrate(net: FieldNet, data: Prepared, trainer: SeedTrainer, config: FitConfig) -> list[float]:
     """For each lead the factor on the spread that makes it equal the error of the mean on the development dates.
 
-    With M members and two seeds, `sqrt((M + 1)/M) spread / RMSE = 1`; 1.0 where there are too few dates.
+    With M members and two seeds, `sqrt((M + 1)/M) spread / RMSE = 1`, drawn to 1 by its own uncertainty over blocks of dates
+    (James and Stein 1961); 1.0 where there are too few dates.
     """
     held = data.development
     if held is None or held.dates < 10:
         return [1.0] * data.train.steps
     factors = []
     kind = held.kinds[-1]
-    seeds = min(2, held.most_seeds(kind))
     for step in range(held.steps):
-        factor = 1.0
+        which = (step, kind, min(2, data.most_seeds(step, kind)))
+        factor, error = 1.0, 0.0
         for _ in range(2):
-            factor *= _error_over_spread(net, data, trainer, config, (step, kind, seeds), factor)
-        factors.append(round(min(max(factor, 0.5), 2.0), 4))
+            change, error = _error_over_spread(net, data, trainer, config, which, factor)
+            factor *= change
+        kept = max(0.0, 1 - error**2 / max((factor - 1) ** 2, 1e-12))
+        factors.append(round(min(max(1 + kept * (factor - 1), 0.5), 2.0), 4))
     return factors
 
 
 def _error_over_spread(
     net: FieldNet, data: Prepared, trainer: SeedTrainer, config: FitConfig, which: tuple[int, str, int], factor: float
-) -> float:
+) -> tuple[float, float]:
+    """The ratio, and its standard error over blocks of dates."""
     step, kind, seeds = which
     held = data.development
     assert held is not None
@@ -141,10 +147,15 @@ def _error_over_spread(
             residual = sample_residual(denoiser, eps, spread=factor)
             members.append((given.mean + residual).cpu())
         sample = torch.stack(members)
-        squares.append(((sample.mean(0) - y) * data.mask).square().mean())
-        variances.append((sample.var(0) * data.mask).mean())
+        squares.append(((sample.mean(0) - y) * data.mask).square().flatten(1).mean(1))
+        variances.append((sample.var(0) * data.mask).flatten(1).mean(1))
     inflation = (CALIBRATION_MEMBERS + 1) / CALIBRATION_MEMBERS
-    return float((torch.stack(squares).mean() / (inflation * torch.stack(variances).mean())).sqrt())
+    square, variance = torch.cat(squares), inflation * torch.cat(variances)
+    ratio = square.mean() / variance.mean()
+    block = rows * CALIBRATION_BLOCKS // held.dates  # consecutive dates share their weather
+    deviation = torch.zeros(CALIBRATION_BLOCKS).index_add(0, block, square - ratio * variance)
+    error = deviation.square().sum().sqrt() / variance.sum()
+    return float(ratio.sqrt()), float(error / (2 * ratio.sqrt()))
 
 
 def _library(train: TrainingSet) -> tuple[Tensor, Tensor]:
@@ -200,6 +211,7 @@ def _card(
         rain=list(data.rain),
         network=trainer.net.settings,  # type: ignore[arg-type]
         spread=fitted[0],
+        informative=data.informative,
         data=[f"{', '.join(sides)}: {data.train.dates} dates of {first} to {last}, {count} members"],
         validation_data="none" if held is None else f"the last {held.dates} dates",
         licence=config.licence,

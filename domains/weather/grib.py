@@ -39,6 +39,7 @@ def open_grib(path: Path) -> xr.Dataset:
     with path.open("rb") as file:
         if file.read(4) != b"GRIB":
             raise InputError(f"{path}: is no GRIB file (it does not start with GRIB).")
+    _check_whole(path)
     with reading(path, "is no readable GRIB file"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         parts = cfgrib.open_datasets(str(path), backend_kwargs={"indexpath": ""})
@@ -57,6 +58,32 @@ def open_grib(path: Path) -> xr.Dataset:
     for array in unique:
         merged[array.name].attrs = array.attrs
     return merged
+
+
+def _check_whole(path: Path) -> None:
+    """Walk the messages: each has `GRIB`, its edition and length in front and `7777` behind; padding between them is passed over.
+
+    Raises:
+        InputError: a message ends before its length says.
+    """
+    size, at, count = path.stat().st_size, 0, 0
+    with path.open("rb") as file:
+        while at < size:
+            file.seek(at)
+            head = file.read(16)
+            if head[:4] != b"GRIB":
+                skip = (head + file.read(1 << 16)).find(b"GRIB", 1)
+                at += skip if skip > 0 else 1 << 16
+                continue
+            count += 1
+            edition = head[7] if len(head) > 7 else 0
+            length = int.from_bytes(head[4:7], "big") if edition == 1 else int.from_bytes(head[8:16], "big")
+            if edition == 1 and length & 0x800000:  # longer than 24 bits say: eccodes counts in 120 bytes
+                return
+            file.seek(at + length - 4)
+            if length < 8 or at + length > size or file.read(4) != b"7777":
+                raise InputError(f"{path}: is cut off or damaged in message {count} at byte {at} of {size}.")
+            at += length
 
 
 def _level_key(array: xr.DataArray) -> str:

@@ -74,6 +74,15 @@ class Predictive:
             total = total + self._outside * (self.rest * square / (self.rest + square)).sum(1, keepdim=True)
         return (total / self._points).sqrt()
 
+    def left(self, sigma: float, eps: Tensor) -> Tensor:
+        """White `eps` `(B, n)` with the covariance of the residual that is left when it was seen under noise `sigma`."""
+        square = sigma**2
+        inside = eps @ self.vectors
+        out = (inside * (self.values * square / (self.values + square)).sqrt()) @ self.vectors.T
+        if self._outside > 0:
+            out = out + (self.rest * square / (self.rest + square)).sqrt() * (eps - inside @ self.vectors.T)
+        return out
+
     def draw(self, eps: Tensor, sigma: float = 0.0) -> Tensor:
         """White `eps` `(B, n)` coloured to the residual's covariance plus `sigma^2`."""
         inside = eps @ self.vectors

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+
+from domains.weather.diagrams import murphy, reliability, spread_error
 
 Array = NDArray[np.float64]
 QUANTILES = (0.05, 0.95, 0.99)
@@ -29,29 +31,44 @@ class Reference:
     Attributes:
         mean: `(D, C, H, W)` for the dates of the forecast.
         quantiles: `(Q, C, H, W)` at `QUANTILES`.
+        area_quantiles: of the area means `(Q, C)`.
+        deviation: standard deviation `(C, H, W)`.
         source: where it is from, for the record.
     """
 
     mean: Array
     quantiles: Array
+    area_quantiles: Array
+    deviation: Array
     source: str
 
+    def part(self, rows: slice) -> Reference:
+        """Of some of the dates."""
+        return replace(self, mean=self.mean[rows])
 
-def reference_of(fields: NDArray[Any], season: Array, dates: int, season_now: Array, source: str) -> Reference:
+
+def reference_of(fields: NDArray[Any], season: Array, weights: Array, season_now: Array, source: str) -> Reference:
     """Climatology from fields `(N, C, H, W)`: the annual cycle where it is there to be seen, quantiles of all.
 
     Args:
+        weights: areas `(H, W)`.
         season, season_now: sine and cosine of the day of the year of the fields and of the dates, `(., 2)`.
     """
     x = np.concatenate([np.ones((len(season), 1)), season], 1)
+    dates = len(season_now)
     now = np.concatenate([np.ones((dates, 1)), season_now], 1)
     flat = np.asarray(fields, np.float64).reshape(len(fields), -1)
     if len(fields) >= 100 and np.linalg.cond(x.T @ x) < 100:
         mean = now @ np.linalg.lstsq(x, flat, rcond=None)[0]
     else:
         mean = np.repeat(flat.mean(0)[None], dates, 0)
-    quantiles = np.nanquantile(np.asarray(fields, np.float64), QUANTILES, axis=0)
-    return Reference(mean.reshape(dates, *fields.shape[1:]), quantiles, source)
+    known = np.asarray(fields, np.float64)
+    quantiles = np.nanquantile(known, QUANTILES, axis=0)
+    area = np.where(np.isfinite(known[0]), weights, 0.0)
+    area_means = (np.nan_to_num(known) * area).sum((2, 3)) / area.sum((1, 2)).clip(1e-30)
+    deviation = np.nan_to_num(np.nanstd(known, 0))
+    shape = (dates, *fields.shape[1:])
+    return Reference(mean.reshape(shape), quantiles, np.quantile(area_means, QUANTILES, axis=0), deviation, source)
 
 
 def scores_per_date(
@@ -84,17 +101,28 @@ def scores_per_date(
         out["energy_fair"] = fair
         out["variance"] = (x.var(1, ddof=1) * w).mean(axes)
         out["ranks"] = _ranks(x, y, w)
+        out["spread_error"] = spread_error(x.var(1, ddof=1), mean - y, reference.deviation, w)
     anomaly, target = mean - reference.mean, y - reference.mean
     out["acc_parts"] = np.stack(
         [(a * b * w).mean(axes) for a, b in ((anomaly, target), (anomaly, anomaly), (target, target))], 1
     )
-    for q, level in zip(QUANTILES, reference.quantiles, strict=True):
-        event = (y < level) if q < 0.5 else (y > level)
-        chance = ((x < level) if q < 0.5 else (x > level)).mean(1)
-        out[f"brier_q{100 * q:02.0f}"] = ((chance - event) ** 2 * w).mean(axes)
+    for q, level, area_level in zip(QUANTILES, reference.quantiles, reference.area_quantiles, strict=True):
+        chance, event = _event(x, y, q, level)
+        name = f"q{100 * q:02.0f}"
+        out[f"brier_{name}"] = ((chance - event) ** 2 * w).mean(axes)
+        out[f"reliability_{name}"] = reliability(chance, event, w)
+        chance, event = _event(area_x, area_y, q, area_level)
+        out[f"brier_area_{name}"] = ((chance - event) ** 2).mean(1)
     if x.shape[-1] >= 8:
         out["spectrum"] = np.stack([_power(x - reference.mean[:, None]).mean(1), _power(y - reference.mean)], 1)
     return out
+
+
+def _event(x: Array, y: Array, q: float, level: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Probability and occurrence of values below a low quantile, or above a high one."""
+    if q < 0.5:
+        return (x < level).mean(1), y < level
+    return (x > level).mean(1), y > level
 
 
 def _crps(x: Array, y: Array, method: str) -> Array:
@@ -190,6 +218,9 @@ def summary(parts: Mapping[str, Array], members: int) -> dict[str, float]:
         tail = max(1, round(0.05 * len(ranks)))
         out["rank_tails"] = float((ranks[:tail].sum() + ranks[-tail:].sum()) / (2 * tail / len(ranks)))
     out |= {name: float(value) for name, value in mean.items() if name.startswith("brier_")}
+    for name, value in mean.items():
+        if name.startswith("reliability_"):
+            out[name], out[name.replace("reliability", "resolution")] = murphy(value)
     if "spectrum" in mean:
         forecast, truth = mean["spectrum"][:, 1:]
         out["spectrum_log_error"] = float(np.sqrt((np.log(forecast.clip(1e-300) / truth.clip(1e-300)) ** 2).mean()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,6 +23,7 @@ from domains.weather.hierarchy import LinearGaussian, Predictive
 from domains.weather.network import FieldNet
 from suite.errors import InputError
 from suite.files import atomic_file
+from suite.run import sha256_file
 
 WEIGHTS = Path(__file__).parent / "weights"
 KINDS = ("member", "truth")
@@ -52,6 +52,7 @@ class WeatherCard(BaseModel):
     process: str = "edm"
     head: str = "linear-Gaussian denoiser and a correction"
     spread: list[float]
+    informative: dict[str, list[bool]]
     data: list[str]
     validation_data: str
     licence: str
@@ -105,6 +106,10 @@ class WeatherModel:
         if key not in self._cache:
             self._cache[key] = self.linear[step, kind].predictive(seeds)
         return self._cache[key]
+
+    def seeds_of_use(self, step: int, kind: str, seeds: int) -> int:
+        """How many of the seeds count: none where they told nothing of dates left out of the fit."""
+        return seeds if self.card.informative[kind][step] else 0
 
     def static(self) -> Tensor:
         return static_maps(self.climate["member"], self.latitude, self.longitude, self.card.homogeneous)
@@ -205,10 +210,9 @@ def load_model(name: str | Path) -> WeatherModel:
     path = find_model(name)
     card = read_card(path)
     with safe_open(path, "pt") as f:
-        tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - safe_open is no mapping
-    if not all(bool(v.float().isfinite().all()) for v in tensors.values()):
+        tensors = {k: f.get_tensor(k).float() for k in f.keys()}  # noqa: SIM118 - safe_open is no mapping
+    if not all(bool(v.isfinite().all()) for v in tensors.values()):
         raise InputError(f"{path}: a tensor holds NaN or infinity; the file is damaged.")
-    tensors = {k: v.float() for k, v in tensors.items()}
     try:
         net = FieldNet(**card.network)
         net.load_state_dict({k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")})
@@ -228,7 +232,7 @@ def load_model(name: str | Path) -> WeatherModel:
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise InputError(f"{path}: the file is incomplete or damaged ({str(error).splitlines()[0]}).") from error
     net = net.eval().requires_grad_(False)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256_file(path)
     return WeatherModel(net, climate, linear, _part(tensors, "baseline."), *fields, card, path, digest)
 
 

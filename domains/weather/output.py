@@ -15,6 +15,7 @@ from domains.weather.grib import GribWriter
 from suite.errors import InputError
 
 CHUNK = 16  # members per chunk of the file
+FOLDER_NAME = "members.zarr"  # where the output is a folder
 
 
 class Writer(Protocol):
@@ -47,9 +48,14 @@ def open_writer(path: Path, like: Ensemble, numbers: range, total: int, attribut
     raise InputError(f"{path.name}: members are written as .zarr, .nc or .grib; choose such a name for -o.")
 
 
+def is_folder(path: Path) -> bool:
+    """Whether an output name means a folder, for the members as Zarr and the report: it has no suffix, or is a plain folder."""
+    return not path.suffix or (path.is_dir() and path.suffix.lower() not in (".zarr", ".nc", ".nc4", *GRIB))
+
+
 def check_suffix(path: Path) -> None:
     """Refuse an output name no writer knows, before anything is computed."""
-    if path.suffix.lower() not in (".zarr", ".nc", ".nc4", *GRIB):
+    if path.suffix.lower() not in (".zarr", ".nc", ".nc4", *GRIB) and not is_folder(path):
         raise InputError(f"{path}: members are written as .zarr, .nc or .grib; choose such a name for -o.")
 
 

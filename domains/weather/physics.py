@@ -1,4 +1,4 @@
-"""Test-beds whose truth is known: a hierarchical Gaussian field (in closed form) and Lorenz-96 (by brute force)."""
+"""Test-beds whose truth is known: a hierarchical Gaussian field in closed form, the others by brute force."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from domains.weather.quasigeostrophic import quasigeostrophic_ensemble
+
 Array = NDArray[np.float64]
-SYSTEMS = ("lorenz96", "lorenz96-two-level", "gaussian")
+SYSTEMS = ("lorenz96", "lorenz96-two-level", "gaussian", "quasigeostrophic")
 
 
 # --- hierarchical Gaussian field --------------------------------------------------------------------------------------
@@ -161,6 +163,8 @@ def two_level_ensemble(
 def simulate(system: str, dates: int, members: int, seed: int) -> tuple[xr.Dataset, xr.Dataset]:
     """Ensemble and truth of a test-bed as data sets with CF coordinates."""
     days = np.datetime64("2000-01-01", "ns") + np.arange(dates) * np.timedelta64(1, "D")
+    if system == "quasigeostrophic":
+        return _quasigeostrophic(days, members, seed)
     if system == "gaussian":
         field = GaussianField()
         values = field.draw(dates, members + 1, seed)
@@ -184,3 +188,25 @@ def simulate(system: str, dates: int, members: int, seed: int) -> tuple[xr.Datas
         history,
     )
     return first, xr.Dataset({"x": (("time", *space), truth.astype(np.float32), attributes)}, shared, history)
+
+
+def _quasigeostrophic(days: NDArray[np.datetime64], members: int, seed: int) -> tuple[xr.Dataset, xr.Dataset]:
+    """Streamfunctions of both layers; the plane lies along the equator, where all cells are of one size."""
+    ensemble, truth = quasigeostrophic_ensemble(len(days), members, seed)
+    side = truth.shape[-1]
+    shared = {
+        "time": days,
+        "step": np.timedelta64(72, "h").astype("timedelta64[ns]"),
+        "level": [1, 2],
+        "latitude": 0.1 * (side / 2 - 0.5 - np.arange(side)),
+        "longitude": np.arange(side) * 360 / side,
+    }
+    attributes = {"units": "1", "long_name": "streamfunction of a two-layer quasi-geostrophic flow"}
+    history = {"source": f"diffsuite weather simulate quasigeostrophic --seed {seed}", "Conventions": "CF-1.8"}
+    space = ("level", "latitude", "longitude")
+    first = xr.Dataset(
+        {"psi": (("number", "time", *space), ensemble.swapaxes(0, 1), attributes)},
+        {"number": np.arange(members), **shared},
+        history,
+    )
+    return first, xr.Dataset({"psi": (("time", *space), truth, attributes)}, shared, history)

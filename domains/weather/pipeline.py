@@ -14,16 +14,19 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from domains.weather.baselines import baseline_members
 from domains.weather.climate import season_of
 from domains.weather.containers import Ensemble
 from domains.weather.denoiser import STEPS, Condition, SeedDenoiser, condition, process_for, sample_residual, scalars_of
+from domains.weather.methods import Case, baseline_members
 from domains.weather.model import Fit, WeatherModel, compare
+from domains.weather.refinement import refined
 from suite.config import MainConfig
 from suite.errors import InputError
 from suite.noise import Noise
 
-POINTS = 1 << 17  # grid points that go through the network at once
+POINTS = {"cpu": 1 << 14, "cuda": 1 << 19}  # grid points that go through the network at once: a member at 2 degrees
+BLOCK = 1 << 21  # values of a block of dates and members
+REFINEMENTS = 4  # steps of the solver `refine`
 UNUSUAL = 2.5  # root-mean-square anomaly of seeds that calls for a warning
 ITEMS = 256  # members of several dates that go through it together, where they are small
 
@@ -36,14 +39,16 @@ class GenerateConfig(MainConfig):
         steps: network evaluations per member; default 12.
         seeds: use only the first so many members of the input; default all.
         target: what to generate where the model knows both; default the truth.
-        solver: of the diffusion.
+        dressing: what the method dressing adds to the seeds: Gaussian noise, or past errors of the best member.
+        solver: of the diffusion; `refine` takes a linear-Gaussian member and refines it.
         spread: factor on the spread; default the model's own, calibrated on its development dates.
     """
 
-    method: Literal["diffusion", "raw", "climatology", "dressing", "emos", "schaake", "gaussian"] = "diffusion"
+    method: Literal["diffusion", "raw", "climatology", "dressing", "emos", "ecc", "schaake", "gaussian"] = "diffusion"
+    dressing: Literal["gaussian", "best-member"] = "gaussian"
     seeds: int | None = Field(default=None, ge=0)
     target: Literal["auto", "member", "truth"] = "auto"
-    solver: Literal["deis", "dpmpp-2m", "dpmpp-3m", "heun"] = "deis"
+    solver: Literal["deis", "dpmpp-2m", "dpmpp-3m", "heun", "refine"] = "deis"
     spread: float | None = Field(default=None, gt=0)
 
 
@@ -92,6 +97,7 @@ class Generator:
         self.count = 0 if config.seeds == 0 else self.count
         self.warnings = list(seeds.warnings)
         self.evaluations = 0
+        self._rows, self._days = range(0), list[Day]()
         self.model = model
         if model is not None:
             self.kind = _kind(model, config)
@@ -112,6 +118,12 @@ class Generator:
                 f"{self.seeds.path}: is not what the model {model.card.name} was trained on (it knows {model.card.grid}), and "
                 "without its climatology at least 2 seeds are needed to know the scale"
             )
+        useless = [int(s) for s in fit.steps if not model.seeds_of_use(int(s), self.kind, 1)]
+        if useless and self.count and not fit.foreign:
+            self.warnings.append(
+                f"The seeds told {model.card.name} nothing of dates left out of its fit: diffusion and gaussian draw from the "
+                "climatology."
+            )
         if fit.foreign:
             self.warnings.append(
                 "Without a climatology of this input the members are the mean of the seeds and the model's patterns, scaled "
@@ -120,6 +132,12 @@ class Generator:
         return fit
 
     # --- dates ---
+
+    def days(self, rows: range) -> list[Day]:
+        """The seeds of some dates; the last ones asked for are kept."""
+        if self._rows != rows:
+            self._rows, self._days = rows, [self.day(date) for date in rows]
+        return self._days
 
     def day(self, date: int) -> Day:
         """The seeds of a date.
@@ -183,15 +201,22 @@ class Generator:
         model = self.model
         assert model is not None
         lead = int(self.fit.steps[s])
-        law = model.predictive(lead, self.kind, self.count)
+        count = self._seeds_of_use(lead) if self.config.method == "gaussian" else self.count
+        law = model.predictive(lead, self.kind, count)
         library = model.fields, model.fields_season
-        return torch.stack([
-            baseline_members(
-                self.config.method, day.anomalies[s], noise, numbers, season_of(day.valid[s : s + 1])[0], law,
-                model.baselines, library, (lead, self.kind, day.identity),
-            )
-            for day, noise in zip(days, eps, strict=True)
-        ])  # fmt: skip
+        return torch.stack(
+            [
+                baseline_members(
+                    self.config.method, self._case(day, s, lead, count), noise, numbers, law, model.baselines, library,
+                    self.config.dressing,
+                )
+                for day, noise in zip(days, eps, strict=True)
+            ]
+        )  # fmt: skip
+
+    def _case(self, day: Day, s: int, lead: int, count: int) -> Case:
+        season = season_of(day.valid[s : s + 1])[0]
+        return Case(day.anomalies[s][:count], season, lead, self.kind, day.identity, self.config.seed)
 
     @torch.no_grad()
     def _diffuse(self, days: list[Day], s: int, eps: Tensor, numbers: list[int]) -> Tensor:
@@ -202,28 +227,38 @@ class Generator:
         season = season_of(np.asarray([day.valid[s] for day in days]))
         given = self._condition(torch.stack([day.anomalies[s] for day in days]), lead, season)
         spread = self.config.spread or model.card.spread[lead]
-        size = max(1, POINTS // eps[0, 0, 0].numel())
+        size = max(1, POINTS[self.device.type] // eps[0, 0, 0].numel())
         owner = torch.arange(len(days), device=self.device).repeat_interleave(len(numbers))
-        parts = []
+        identities = [f"{day.identity} {n}" for day in days for n in numbers]
+        parts, done = [], 0
         for noise, index in zip(eps.flatten(0, 1).split(size), owner.split(size), strict=True):
             repeated = given.repeat(index)
             denoiser = SeedDenoiser(self.net, repeated, process_for(given.predictive), lambda: self.clock("network"))
-            residual = sample_residual(
-                denoiser,
-                noise.to(self.device),
-                spread=spread,
-                steps=self.config.steps or STEPS,
-                solver=self.config.solver,
-            )
+            start = noise.to(self.device)
+            if self.config.solver == "refine":
+                steps = self.config.steps or REFINEMENTS
+                more = Noise.of(self.config.seed, [f"refine {name}" for name in identities[done : done + len(start)]])
+                noises = more.normal(torch.empty(len(start), 2 * steps, *start.shape[1:])).to(self.device)
+                residual = spread * refined(denoiser, start, noises.unbind(1))
+            else:
+                steps = self.config.steps or STEPS
+                residual = sample_residual(denoiser, start, spread=spread, steps=steps, solver=self.config.solver)
             self.evaluations = max(self.evaluations, denoiser.evaluations)
             parts.append((repeated.mean + residual).cpu())
+            done += len(start)
         return torch.cat(parts).unflatten(0, eps.shape[:2])
+
+    def _seeds_of_use(self, lead: int) -> int:
+        assert self.model is not None
+        return self.count if self.fit.foreign else self.model.seeds_of_use(lead, self.kind, self.count)
 
     def _condition(self, seeds: Tensor, lead: int, season: Tensor) -> Condition:
         model = self.model
         assert model is not None
-        law = model.predictive(lead, self.kind, self.count)
-        scalars = scalars_of(self.count, self.kind == "truth", model.lead_scalar(lead), season)
+        count = self._seeds_of_use(lead)
+        seeds = seeds[:, :count]
+        law = model.predictive(lead, self.kind, count)
+        scalars = scalars_of(count, self.kind == "truth", model.lead_scalar(lead), season)
         mask, static = model.climate["member"].mask[None], model.static()
         tensors = (seeds, scalars, static, mask)
         x, scalars, static, mask = (t.to(self.device) for t in tensors)
@@ -270,4 +305,4 @@ def dates_at_once(seeds: Ensemble, members: int) -> int:
     """How many dates are worth taking together."""
     height, width = seeds.grid.shape
     per_date = members * len(seeds.channels) * height * width * len(seeds.step)
-    return max(1, min(ITEMS // max(1, members), 16 * POINTS // max(1, per_date)))
+    return max(1, min(ITEMS // max(1, members), BLOCK // max(1, per_date)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,9 +14,11 @@ from torch import Tensor
 from domains.weather.climate import Climatology, fit_climatology, is_homogeneous, is_rain, season_of
 from domains.weather.containers import Ensemble
 from domains.weather.data import matching_dates, truth_values
+from domains.weather.dry import continue_below
+from domains.weather.evidence import trusted
 from domains.weather.hierarchy import LinearGaussian, empirical_basis, second_moments
 from domains.weather.model import static_maps
-from domains.weather.network import MOST_SEEDS
+from domains.weather.training_set import Prepared, TrainingSet
 from suite.errors import InputError
 from suite.noise import generator
 
@@ -62,85 +63,6 @@ class FitConfig(BaseModel):
     licence: str = "weights: those of the training data"
     limits: list[str] = []
     description: str = ""
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """Standardised anomalies of the dates of one side of the split.
-
-    Attributes:
-        conditions: members as seeds `(S, D, M, C, H, W)`.
-        targets: the same as targets; they differ where dry points are drawn at random.
-        truth: `(S, D, C, H, W)`, or None.
-        season: `(D, 2)`.
-        seasonal, pooled: whether the climatology has a season, whether all points of a ring are one.
-    """
-
-    conditions: Tensor
-    targets: Tensor
-    truth: Tensor | None
-    season: Tensor
-    seasonal: bool
-    pooled: bool
-
-    @property
-    def steps(self) -> int:
-        return len(self.conditions)
-
-    @property
-    def dates(self) -> int:
-        return int(self.conditions.shape[1])
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        c, h, w = self.conditions.shape[3:]
-        return int(c), int(h), int(w)
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        return ("member",) if self.truth is None else ("member", "truth")
-
-    def most_seeds(self, kind: str) -> int:
-        """Members that can be seeds: a member that is the target cannot be one."""
-        members = int(self.conditions.shape[2])
-        return min(MOST_SEEDS, members if kind == "truth" else members - 1)
-
-    def draw(self, step: int, kind: str, seeds: int, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`(B, K, C, H, W)` and `(B, C, H, W)`: random seeds and a random other member, or the truth, of dates `rows`."""
-        members = self.conditions.shape[2]
-        order = torch.rand(len(rows), members, generator=rng).argsort(1)
-        x = self.conditions[step, rows[:, None], order[:, :seeds]]
-        if kind == "truth":
-            assert self.truth is not None
-            return x, self.truth[step, rows]
-        return x, self.targets[step, rows, order[:, seeds]]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Both sides of the split and what was estimated on the first.
-
-    Attributes:
-        train, development: the latter None where there are too few dates.
-        climate: by kind.
-        linear: by (lead, kind).
-        static: `(1, S, H, W)`.
-        mask: `(1, C, H, W)`.
-        months: calendar months of the valid times in the data.
-        warnings: sentences.
-    """
-
-    train: TrainingSet
-    development: TrainingSet | None
-    climate: dict[str, Climatology]
-    linear: dict[tuple[int, str], LinearGaussian]
-    static: Tensor
-    mask: Tensor
-    rain: tuple[int, ...]
-    homogeneous: bool
-    months: list[int]
-    leads_hours: list[float]
-    warnings: list[str]
 
 
 def prepare(ensemble: Ensemble, truth: Ensemble | None, config: FitConfig) -> Prepared:
@@ -214,10 +136,12 @@ def _estimate(
     climate = {"member": fit_climatology(values[train], valid[train], rain, mask, pooled=homogeneous)}
     if goal is not None:
         climate["truth"] = fit_climatology(goal[train], valid[train], rain, mask, pooled=homogeneous)
-    whole = _anomalies(values, goal, valid, climate, rain, homogeneous)
+    whole = _anomalies(values, goal, valid, climate, count - held, (homogeneous, ensemble.grid.periodic))
     first = _part(whole, slice(0, count - held))
     held_out = _part(whole, slice(count - held, count)) if held else None
-    linear = _trusted(_linear(first, config.rank), held_out)
+    linear, informative = trusted(_linear(first, config.rank), whole)
+    if not any(any(known) for known in informative.values()):
+        warnings.append("The seeds told nothing about dates that were left out: the members will be climatological.")
     lat, lon = (torch.from_numpy(x).float() for x in (ensemble.grid.latitude, ensemble.grid.longitude))
     months = sorted({int(m) % 12 + 1 for m in valid.astype("datetime64[M]").astype(int).ravel()})
     return Prepared(
@@ -225,6 +149,7 @@ def _estimate(
         held_out,
         climate,
         linear,
+        informative,
         static_maps(climate["member"], lat, lon, homogeneous),
         mask[None],
         rain,
@@ -240,21 +165,30 @@ def _anomalies(
     goal: NDArray[np.float32] | None,
     valid: NDArray[np.datetime64],
     climate: dict[str, Climatology],
-    rain: tuple[int, ...],
-    pooled: bool,
+    train: int,
+    grid: tuple[bool, bool],
 ) -> TrainingSet:
+    """Anomalies of all dates; dry points as targets are drawn, as the first `train` dates say.
+
+    `grid`: whether it is homogeneous, and periodic.
+    """
+    homogeneous, periodic = grid
     data = torch.from_numpy(values)
     steps, rng = range(values.shape[1]), generator(0, "dry")
     members, truths = climate["member"], climate.get("truth")
+
+    def drawn(climate: Climatology, fields: Tensor, s: int) -> Tensor:
+        out = climate.standardise(fields, valid[:, s], s, rng)
+        limit = climate.thresholds(valid[:, s], s)
+        return continue_below(out, climate.is_dry(fields), limit, train, rng, periodic=periodic)
+
     conditions = torch.stack([members.standardise(data[:, s], valid[:, s], s) for s in steps])
-    targets = conditions
-    if rain:
-        targets = torch.stack([members.standardise(data[:, s], valid[:, s], s, rng) for s in steps])
+    targets = torch.stack([drawn(members, data[:, s], s) for s in steps]) if members.rain else conditions
     truth = None
     if truths is not None and goal is not None:
-        fields = torch.from_numpy(goal)[:, :, 0]
-        truth = torch.stack([truths.standardise(fields[:, s], valid[:, s], s, rng if rain else None) for s in steps])
-    return TrainingSet(conditions, targets, truth, season_of(valid[:, 0]), members.seasonal, pooled)
+        fields = torch.from_numpy(goal)
+        truth = torch.stack([drawn(truths, fields[:, s], s)[:, 0] for s in steps])
+    return TrainingSet(conditions, targets, truth, season_of(valid[:, 0]), members.seasonal, homogeneous)
 
 
 def _part(whole: TrainingSet, dates: slice) -> TrainingSet:
@@ -276,24 +210,4 @@ def _linear(data: TrainingSet, rank: int) -> dict[tuple[int, str], LinearGaussia
         for kind in data.kinds:
             truth = None if data.truth is None or kind == "member" else data.truth[step].flatten(1)
             out[step, kind] = second_moments(members, seeds, truth, basis, ring)
-    return out
-
-
-def _trusted(
-    linear: dict[tuple[int, str], LinearGaussian], held: TrainingSet | None
-) -> dict[tuple[int, str], LinearGaussian]:
-    """Scale the influence of the seeds down where it predicts the development dates too strongly (to nothing: noise)."""
-    if held is None or held.dates < 10:
-        return linear
-    out = dict(linear)
-    for (step, kind), law in linear.items():
-        seeds = min(2, held.most_seeds(kind))
-        if seeds < 1:
-            continue
-        rows = torch.arange(3 * held.dates) % held.dates
-        x, y = held.draw(step, kind, seeds, rows, generator(0, f"trust {step} {kind}"))
-        mean = law.predictive(seeds).mean(x.mean(1).flatten(1))
-        factor = float((mean * y.flatten(1)).sum() / mean.square().sum().clamp_min(1e-12))
-        if factor < 0.9:
-            out[step, kind] = replace(law, cross=max(factor, 0.0) * law.cross)
     return out

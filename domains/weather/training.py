@@ -14,7 +14,8 @@ from domains.weather.denoiser import SIGMA_MIN, condition, corrected, process_fo
 from domains.weather.hierarchy import Predictive
 from domains.weather.model import lead_scalar
 from domains.weather.network import MOST_SEEDS, FieldNet
-from domains.weather.preparation import FitConfig, Prepared, TrainingSet
+from domains.weather.preparation import FitConfig
+from domains.weather.training_set import Prepared, TrainingSet
 from suite.errors import InputError
 from suite.noise import generator
 from suite.training import Trainer
@@ -93,7 +94,7 @@ class SeedTrainer(Trainer):
         step = int(torch.randint(train.steps, (1,), generator=rng))
         truth = train.truth is not None and float(torch.rand(1, generator=rng)) < config.truth_share
         kind = "truth" if truth or train.most_seeds("member") < 0 else "member"
-        weights = torch.tensor(config.seeds[: train.most_seeds(kind) + 1])
+        weights = torch.tensor(config.seeds[: self.data.most_seeds(step, kind) + 1])
         return step, kind, int(torch.multinomial(weights, 1, generator=rng))
 
     def train_step(self) -> float:
@@ -132,10 +133,11 @@ class SeedTrainer(Trainer):
         for seeds in sorted({min(k, data.most_seeds(kind)) for k in (0, 2, MOST_SEEDS)}):
             losses = []
             for step in range(min(data.steps, 3)):
+                which = (step, kind, min(seeds, self.data.most_seeds(step, kind)))
                 rng = generator(1, f"validation {step} {seeds}")
                 rows = torch.arange(min(4 * data.dates, 512)) % data.dates
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.mixed_precision):
-                    losses.append(float(self.loss(self.average, data, (step, kind, seeds), rows, rng)))  # type: ignore[arg-type]
+                    losses.append(float(self.loss(self.average, data, which, rows, rng)))  # type: ignore[arg-type]
             out[str(seeds)] = round(sum(losses) / len(losses), 5)
         return out
 

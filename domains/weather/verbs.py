@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from domains.weather.containers import Ensemble
 from domains.weather.data import describe, read_ensemble, read_truth
-from domains.weather.evaluation import evaluate
-from domains.weather.fitting import fit_model
-from domains.weather.model import WeatherModel, find_model, load_model, read_card
-from domains.weather.output import check_suffix, open_writer
+from domains.weather.generation import Source, Workers, generate_file, prior_of
+from domains.weather.model import find_model, read_card
+from domains.weather.output import FOLDER_NAME, check_suffix, is_folder
+from domains.weather.pages import evaluation_report, generation_report
 from domains.weather.physics import simulate
-from domains.weather.pipeline import Day, GenerateConfig, Generator, dates_at_once
-from domains.weather.preparation import FitConfig
+from domains.weather.pipeline import GenerateConfig
 from suite.config import load_config
 from suite.errors import InputError
+from suite.files import atomic_file
 from suite.options import MainOptions, command_line
 from suite.progress import progress
 from suite.records import emit
+from suite.report import write_report
 from suite.run import Run, resolve_device
 
 MEMBERS = 50
@@ -70,6 +70,9 @@ def simulate_verb(system: str, given: dict[str, Any]) -> None:
 
 def fit_verb(path: Path, given: dict[str, Any]) -> None:
     """`weather fit`: archive of forecasts -> model file."""
+    from domains.weather.fitting import fit_model  # not needed by generate, which has to be small
+    from domains.weather.preparation import FitConfig
+
     output: Path = given["output"]
     if output.suffix != ".safetensors":
         raise InputError(f"{output}: a model is written as .safetensors; choose such a name for -o.")
@@ -106,97 +109,56 @@ def fit_verb(path: Path, given: dict[str, Any]) -> None:
 
 
 def generate_verb(
-    path: Path, model_name: str | None, members: int | None, number: range | None, batch: int, options: MainOptions
+    path: Path,
+    model_name: str | None,
+    members: int | None,
+    number: range | None,
+    batch: int,
+    workers: Workers,
+    options: MainOptions,
 ) -> None:
     """`weather generate`: seeds -> members."""
     check_suffix(options.output)
+    workers.check()
     config = load_config(GenerateConfig, options.config, options.overrides, options.given())
     model_name = model_name or (str(config.prior) if config.prior else None)
     if model_name is None and config.method != "raw":
         raise InputError(f"the method {config.method} needs a fitted model; name it with --model")
-    model = None if config.method == "raw" else load_model(str(model_name))
-    seeds = read_ensemble(path, config.key)
-    if (config.method == "raw" and config.seeds is not None) or config.seeds:
-        seeds = seeds.select(None, config.seeds)
-    device = resolve_device(config.device)
+    model = None if config.method == "raw" else str(find_model(str(model_name)).resolve())
+    source = Source(str(path.resolve()) if path.exists() else str(path), model, config.model_dump_json())
+    maker = source.open()
     total = members or (config.samples if options.samples else MEMBERS)
     if config.method == "raw":
-        total = min(total, max(1, len(seeds.number)))
+        total = min(total, max(1, len(maker.seeds.number)))
     chosen = range(total) if number is None else number
     if chosen.stop > total:
         raise InputError(f"--number {chosen.start}:{chosen.stop}: there are only {total} members (--members)")
+    as_file = not is_folder(options.output)
+    name = options.output.name if as_file else FOLDER_NAME
     with Run(
         options.output,
         domain="weather",
         config={**config.model_dump(), "members": total, "number": [chosen.start, chosen.stop], "batch": batch},
         inputs=[path],
         command=options.command,
-        device=device,
+        device=maker.device,
         seed=config.seed,
         method=config.method,
-        as_file=True,
+        as_file=as_file,
         overwrite=options.overwrite,
     ) as run:
-        if model is not None:
-            run.prior = {"name": model.card.name, "sha256": model.sha256}
-        _generate(run, model, seeds, config, chosen, total, batch, options)
+        maker.clock = run.clock
+        run.prior = prior_of(maker.model)
+        generate_file(run, source, maker, run.output(name), chosen, total, batch, workers, quiet=options.quiet)
+        run.estimator = "sample"
+        run.extra |= {"members": len(chosen), "seeds_used": maker.count, "engine": workers.engine}
+        if options.report and not as_file:
+            write_report(generation_report(run.output(name), maker.seeds, run), run.output("report.html"))
+    if options.report and as_file:
+        page = options.output.with_name(f"{options.output.name}.report.html")
+        write_report(generation_report(options.output, maker.seeds, run), page)
     if not emit(run.record, options.json_to) and not options.quiet:
-        _tell(options.output, run.record, seeds, chosen)
-
-
-def _generate(
-    run: Run,
-    model: WeatherModel | None,
-    seeds: Ensemble,
-    config: GenerateConfig,
-    chosen: range,
-    total: int,
-    batch: int,
-    options: MainOptions,
-) -> None:
-    """Members date by date and batch by batch; finished batches of an interrupted run are taken over."""
-    maker = Generator(model, seeds, config, run.device, run.clock)
-    writer = open_writer(run.output(options.output.name), seeds, chosen, total, _attributes(maker, config, model))
-    blocks = [range(i, min(i + batch, len(chosen))) for i in range(0, len(chosen), batch)]
-    nfe, dates = 0, dates_at_once(seeds, min(batch, len(chosen)))
-    try:
-        with progress("Generating", len(seeds.time) * len(chosen), quiet=options.quiet) as update:
-            for first in range(0, len(seeds.time), dates):
-                rows = range(first, min(first + dates, len(seeds.time)))
-                days: list[Day] = []
-                for block in blocks:
-                    numbers = [chosen[i] for i in block]
-
-                    def compute(
-                        rows: range = rows, days: list[Day] = days, numbers: list[int] = numbers
-                    ) -> dict[str, np.ndarray[Any, Any]]:
-                        days[:] = days or [maker.day(date) for date in rows]
-                        values = maker.members(days, numbers)
-                        return {"values": seeds.grid.to_file(values), "nfe": np.asarray(maker.evaluations)}
-
-                    piece = run.piece(f"{first}-{numbers[0]}-{numbers[-1] + 1}", compute)
-                    nfe = max(nfe, int(piece["nfe"]))
-                    for date, values in zip(rows, piece["values"], strict=True):
-                        writer.write(date, block.start, values)
-                    update(rows.start * len(chosen) + len(rows) * block.stop)
-    finally:
-        writer.close()
-    for sentence in maker.warnings:
-        run.warn(sentence)
-    run.nfe, run.estimator = nfe, "sample"
-    run.extra |= {"members": len(chosen), "seeds_used": maker.count}
-
-
-def _attributes(maker: Generator, config: GenerateConfig, model: WeatherModel | None) -> dict[str, Any]:
-    from suite import __version__
-
-    steps = f", {config.steps or 12} steps" if config.method == "diffusion" else ""
-    name = "no model" if model is None else f"model {model.card.name} sha256 {model.sha256[:16]}"
-    history = f"diffsuite {__version__} weather generate: {config.method}, {name}, seed {config.seed}, {maker.count} seeds{steps}"
-    out: dict[str, Any] = {"history": history, "diffsuite_seeds": maker.count, "diffsuite_method": config.method}
-    if maker.warnings:
-        out["comment"] = " ".join(maker.warnings)
-    return out
+        _tell(options.output, run.record, maker.seeds, chosen)
 
 
 def _tell(output: Path, record: dict[str, Any], seeds: Ensemble, chosen: range) -> None:
@@ -210,10 +172,15 @@ def _tell(output: Path, record: dict[str, Any], seeds: Ensemble, chosen: range) 
 
 def evaluate_verb(path: Path, given: dict[str, Any]) -> None:
     """`weather evaluate`: forecast and truth -> scores."""
+    from domains.weather.evaluation import evaluate
+
     forecast = read_ensemble(path, given["key"])
     truth = read_truth(given["truth"], forecast, given["truth_key"])
     past = None if given["climatology"] is None else read_truth(given["climatology"], forecast, given["truth_key"])
     result = evaluate(forecast, truth, past)
+    if given["report_to"] is not None:
+        with atomic_file(given["report_to"]) as part:
+            write_report(evaluation_report(result), part)
     if emit(result, given["json_to"]):
         return
     for name, value in result["metrics"].items():

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from suite.batch.engines import Job, Outcome, run_case
 from suite.errors import InputError
+
+J = TypeVar("J")
+R = TypeVar("R")
 
 
 class DaskEngine:
@@ -79,6 +85,21 @@ class DaskEngine:
                     error = future.exception()
                     why = " ".join(f"{type(error).__name__}: {error}".split())
                     yield Outcome(futures[future].case, error=f"its Dask worker failed ({why})")
+        finally:
+            self._client.cancel(list(futures))
+
+    def map(self, function: Callable[[J], R], jobs: Sequence[J]) -> Generator[R]:
+        """`function(job)` of every job, in their order; two for each worker are under way, so that results do not pile up.
+
+        An exception of `function` is raised here.
+        """
+        waiting = iter(jobs)
+        futures = deque(self._client.submit(function, job, pure=False) for job in islice(waiting, 2 * self.workers))
+        try:
+            while futures:
+                result = futures.popleft().result()
+                futures.extend(self._client.submit(function, job, pure=False) for job in islice(waiting, 1))
+                yield result
         finally:
             self._client.cancel(list(futures))
 

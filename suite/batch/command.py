@@ -54,7 +54,8 @@ class _BatchVerb(Verb):
 
     def __init__(self, domain: Domain, verb: click.Command) -> None:
         inputs = click.Argument(["inputs"], nargs=-1, required=True, type=click.Path(path_type=Path))
-        options = [param for param in verb.params if isinstance(param, click.Option)]
+        ours = {param.name for param in _batch_options()}  # a verb's own engine gives way to the batch's
+        options = [param for param in verb.params if isinstance(param, click.Option) and param.name not in ours]
         help_text = f"{verb.help or ''}\n\nINPUTS are files, folders of cases, or .txt lists of paths."
         super().__init__(verb.name, params=[inputs, *options, *_batch_options()], callback=self._run, help=help_text)
         self.domain, self.verb = domain, verb
