@@ -1,6 +1,6 @@
 """Speech in noise: quality and time of every method and number of steps, beside the noisy input, the Wiener filter and RNNoise.
 
-    python benchmarks/speech_enhancement.py DATA [--prior FILE] [--snr 0 5 10] [--families | --rooms]
+    python benchmarks/speech_enhancement.py DATA [--prior FILE] [--snr 0 5 10] [--families | --rooms [--blind]]
 
 DATA holds clean/, noise/ and rir/. Speakers and noises are those that the shipped prior never saw (`data.exclude` in
 configs/speech/train.yaml), mixed pairwise. RNNoise takes part where the package pyrnnoise can be imported: it is fed 48 kHz, as it
@@ -23,12 +23,12 @@ import torch
 import yaml
 
 from domains.speech.config import EnhanceConfig
-from domains.speech.data import open_audio, read_mono
+from domains.speech.data import Audio, open_audio, read_mono, write_audio
 from domains.speech.informed import enhance_informed
-from domains.speech.methods import METHODS
-from domains.speech.metrics import Metrics, evaluate
+from domains.speech.methods import METHODS, steps_of
+from domains.speech.metrics import Metrics, evaluate, mean_of, remaining_reverberation
 from domains.speech.mixing import fitted, reverberant, scaled_to
-from domains.speech.pipeline import Filter, Restorer, enhance_samples, load_speech_prior
+from domains.speech.pipeline import Filter, Restorer, choose_method, enhance_samples, load_speech_prior
 from domains.speech.resampling import resample
 from domains.speech.spectrum import Spectrum
 from suite.grid import time_grid
@@ -134,14 +134,6 @@ def methods(prior: Prior) -> Methods:
     return found | {"storm 8": ours("storm", 8), "sgmse 30": ours("sgmse", 30)}
 
 
-def mean(rows: list[Metrics]) -> Metrics:
-    out: Metrics = {}
-    for key in rows[0]:
-        values = [value for row in rows if (value := row[key]) is not None]
-        out[key] = float(np.mean(values)) if values else None
-    return out
-
-
 def show(name: str, row: Metrics) -> None:
     cells = [
         "–" if value is None else f"{value:.3f}" if key == "estoi" else f"{value:.2f}" for key, value in row.items()
@@ -160,30 +152,35 @@ def compare(data: Path, compared: Methods, snr: float) -> None:
             result = run(noisy)
             seconds, length = seconds + time.process_time() - began, length + len(noisy) / RATE
             rows.append(evaluate(result, clean, RATE, noisy))
-        row = mean(rows) | {"real-time factor": seconds / length}
+        row = mean_of(rows) | {"real-time factor": seconds / length}
         if number == 0:
             print(f"| method | {' | '.join(row)} |\n|{'---|' * (len(row) + 1)}")
         show(name, row)
 
 
-def rooms(data: Path, prior: Prior, folder: Path) -> None:
-    """Every room undone: the same held-out voice before and after."""
-    from domains.speech.data import Audio, write_audio
+def rooms(data: Path, prior: Prior, folder: Path, blind: bool, pattern: str) -> None:
+    """Every room undone, known or blindly: the same held-out voice before and after.
 
+    Blindly, nothing tells when the sound left: the reference is delayed by the response's direct sound.
+    """
     voice = held_out(data / "clean", "-")[0]
-    clean = read_mono(voice, RATE)
-    keys = ("si_sdr", "estoi", "pesq")
-    print(f"| room | {' | '.join(f'{key} before | after' for key in keys)} |\n|{'---|' * 7}")
-    for file in sorted((data / "rir").glob("*.flac")):
-        wet = reverberant(clean, read_mono(file, RATE))
+    clean = read_mono(voice, RATE)[: 5 * RATE]
+    keys = ("si_sdr", "estoi", "pesq", "drr")
+    print(f"| room | {' | '.join(f'{key} before | after' for key in keys)} |\n|{'---|' * 9}", flush=True)
+    for file in sorted((data / "rir").glob(pattern)):
+        response = read_mono(file, RATE)
+        wet = reverberant(clean, response)
         kind = Audio(folder / "wet.wav", RATE, len(wet), 1, "WAV", "FLOAT", "FILE")
         write_audio(kind.path, wet[:, None], kind)
-        config = EnhanceConfig(rir=file)
-        clock = Stopwatch()
-        enhance_informed(
-            open_audio(kind.path), folder / "dry.wav", prior, "", config, METHODS["posterior"].steps, clock
+        config = EnhanceConfig(blind_reverb=True) if blind else EnhanceConfig(rir=file)
+        steps = steps_of(choose_method(config), config)
+        enhance_informed(open_audio(kind.path), folder / "dry.wav", prior, "", config, steps, Stopwatch())
+        delay = int(np.abs(response).argmax()) if blind else 0
+        truth = np.concatenate([np.zeros(delay, np.float32), clean])[: len(clean)]
+        before, after = (
+            evaluate(x, truth, RATE) | {"drr": remaining_reverberation(x, truth, RATE)}
+            for x in (wet, read_mono(folder / "dry.wav", RATE))
         )
-        before, after = (evaluate(x, clean, RATE) for x in (wet, read_mono(folder / "dry.wav", RATE)))
         show(file.stem, {f"{key} {when}": row[key] for key in keys for when, row in (("b", before), ("a", after))})
 
 
@@ -194,6 +191,8 @@ def main() -> None:
     parser.add_argument("--snr", type=float, nargs="+", default=[0.0, 5.0, 10.0])
     parser.add_argument("--families", action="store_true")
     parser.add_argument("--rooms", action="store_true")
+    parser.add_argument("--blind", action="store_true", help="with --rooms: the room is not told")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these methods, or one pattern of room files")
     given = parser.parse_args()
     if not given.data.is_dir():
         print(f"speech_enhancement: skipped, there is no folder {given.data}")
@@ -204,10 +203,12 @@ def main() -> None:
         import tempfile
 
         with tempfile.TemporaryDirectory() as folder:
-            rooms(given.data, prior, Path(folder))
+            rooms(given.data, prior, Path(folder), given.blind, given.only[0] if given.only else "*.flac")
         return
+    compared = families(prior) if given.families else methods(prior)
+    compared = {name: run for name, run in compared.items() if given.only is None or name in given.only}
     for snr in given.snr:
-        compare(given.data, families(prior) if given.families else methods(prior), snr)
+        compare(given.data, compared, snr)
 
 
 if __name__ == "__main__":

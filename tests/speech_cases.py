@@ -36,6 +36,15 @@ def voice(seconds: float = 1.0, rate: int = RATE) -> np.ndarray:
     return synthetic_voice(seconds, rate)
 
 
+def syllables(seconds: float) -> np.ndarray:
+    """Noise whose level changes in time and in frequency as that of speech does, `(n,)`."""
+    rng, spectrum, count = np.random.default_rng(1), Spectrum(), int(seconds * RATE)
+    frames = spectrum.columns(count) * spectrum.frames
+    level = np.repeat(np.repeat(rng.normal(0, 10, (16, -(-frames // 12))), 16, axis=0), 12, axis=1)[:, :frames]
+    noise = rng.standard_normal((2, 256, frames)) * 10 ** (level / 20)
+    return spectrum.istft(torch.complex(*torch.from_numpy(noise.astype(np.float32))), count).numpy()
+
+
 def noisy_voice(seconds: float = 1.0, rate: int = RATE, channels: int = 1, level: float = 0.02) -> np.ndarray:
     """A synthetic voice in white noise `(n, channels)`."""
     rng = np.random.default_rng(0)

@@ -64,6 +64,46 @@ def test_draws_and_their_mean(prior: Path, tmp_path: Path) -> None:
     enhance(file, "-o", tmp_path / "no", "--prior", prior, "--method", "predict", "--samples", 2, code=2)
 
 
+def test_the_medoid_is_one_of_the_draws(prior: Path, tmp_path: Path) -> None:
+    """The draw of least summed distance, over a file of several blocks."""
+    file = write(tmp_path / "a.wav", noisy_voice(1.0), subtype="FLOAT")
+    common = [file, "--prior", prior, "--method", "sgmse", "--steps", 4, "--set", "block=0.4", "--samples", 3]
+    enhance(*common, "-o", tmp_path / "medoid", "--set", "centre=medoid")
+    enhance(*common, "-o", tmp_path / "mean")
+    said = record(tmp_path / "medoid")
+    assert (said["estimator"], record(tmp_path / "mean")["estimator"]) == ("sample", "mean")
+    number = said["metrics"]["a.wav"]["chosen_draw"]
+    assert number in (0, 1, 2) and "spread_db" in said["metrics"]["a.wav"]
+    medoid, mean = (read_audio(tmp_path / name / "a.wav")[0] for name in ("medoid", "mean"))
+    assert not np.array_equal(medoid, mean)
+    if number == 0:
+        enhance(*common[:-1], 1, "-o", tmp_path / "one")
+        assert np.array_equal(medoid, read_audio(tmp_path / "one" / "a.wav")[0])
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg"])
+def test_a_file_cut_short_is_refused(
+    name: str, prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / name, noisy_voice(2.0))
+    whole = file.read_bytes()
+    for kept in (len(whole) // 2, 64):
+        file.write_bytes(whole[:kept])
+        enhance(file, "-o", tmp_path / "out", "--prior", prior, "--method", "predict", code=2)
+        assert name in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("promised", [0, 0xFFFFFFFF])
+def test_a_wav_from_a_pipe_is_whole(promised: int, tmp_path: Path) -> None:
+    """Writers to a pipe cannot know the length."""
+    file = write(tmp_path / "a.wav", noisy_voice(0.5))
+    data = bytearray(file.read_bytes())
+    place = data.index(b"data") + 4
+    data[place : place + 4] = promised.to_bytes(4, "little")
+    file.write_bytes(data)
+    assert len(read_audio(file)[0]) == 8000
+
+
 def test_a_folder_in_any_order(prior: Path, tmp_path: Path) -> None:
     """Each file's result is its own: alone or with others, whatever its place."""
     folder = tmp_path / "in"

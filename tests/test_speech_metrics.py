@@ -21,6 +21,7 @@ from domains.speech.data import read_mono
 from domains.speech.mixing import fitted, scaled_to
 from domains.speech.pipeline import Filter
 from domains.speech.spectrum import Spectrum
+from domains.speech.survey import Energies, buried_seconds
 from suite.errors import InputError
 
 
@@ -186,3 +187,15 @@ def test_noise_is_repeated_and_scaled() -> None:
     assert np.array_equal(fitted(np.arange(3, dtype=np.float32), 7, 2), [2, 0, 1, 2, 0, 1, 2])
     with pytest.raises(InputError, match="silent"):
         scaled_to(np.zeros(4, np.float32), np.ones(4, np.float32), 0.0)
+
+
+def test_seconds_that_were_mostly_removed() -> None:
+    rng = np.random.default_rng(0)
+    second = 16000 // 512 * 512
+    x = rng.standard_normal((4 * second, 1)).astype(np.float32)
+    gain = np.repeat(np.array([1.0, 0.4, 0.6, 0.01], np.float32), second)[:, None]  # the last second is silence by now
+    before, after = Energies(16000), Energies(16000)
+    for energies, samples in ((before, x), (after, gain * x)):
+        energies.push(samples)
+        energies.finish()
+    assert buried_seconds(before, after) == [1]

@@ -93,11 +93,11 @@ def test_reach_is_the_networks_own(tmp_path: Path) -> None:
     assert reach - 4 <= farthest <= reach
 
 
-@pytest.mark.parametrize("method", ["predict", "storm", "sgmse"])
+@pytest.mark.parametrize("method", ["predict", "bridge", "storm", "sgmse"])
 def test_blocks_make_the_whole(method: str, tmp_path: Path) -> None:
     """Whatever the block and the pieces that come in, the result is that of the whole recording at once."""
     prior = load_prior(tiny_prior(tmp_path / "tiny.safetensors"))
-    steps = {"predict": 1, "storm": 3, "sgmse": 4}[method]
+    steps = {"predict": 1, "bridge": 2, "storm": 3, "sgmse": 4}[method]
     x = noisy_voice(2.0)
     plan = METHODS[method].plan(steps)
     whole = enhance_samples(x, 16000, Restorer(prior, plan, 0, "", precision="float32"))

@@ -52,15 +52,16 @@ def simulate(clean: Path, **given: Any) -> None:
 @click.option("--bandwidth", type=float, metavar="HZ", help="Nothing above HZ was kept.")
 @click.option("--gaps", type=_PATH, metavar="FILE.csv", help="Lost stretches, lines start,end in seconds.")
 @click.option("--clip", type=float, metavar="LEVEL", help="Clipped at LEVEL (full scale is 1).")
+@click.option("--blind-reverb", is_flag=True, default=None, help="Made in an unknown room, which is estimated too.")
 @click.option(
-    "--noise-db", type=float, metavar="DB", help="Noise over the recording's level, with those four (estimated)."
+    "--noise-db", type=float, metavar="DB", help="Noise over the recording's level, with those five (estimated)."
 )
 @main_options
 def enhance(path: Path, options: MainOptions, **known: Any) -> None:
     """Enhance an audio file, or the audio files of a folder (WAV, FLAC, Ogg).
 
-    Where a degradation is known (--rir, --bandwidth, --gaps, --clip) the method is posterior, else bridge; predict, storm and
-    sgmse are others.
+    Where a degradation is known (--rir, --bandwidth, --gaps, --clip) or a room is to be found (--blind-reverb) the method is
+    posterior, else bridge; predict, storm and sgmse are others.
     """
     from domains.speech.verbs import enhance_verb
 
@@ -71,12 +72,14 @@ def enhance(path: Path, options: MainOptions, **known: Any) -> None:
 @click.argument("result", type=_PATH)
 @click.option("--reference", type=_PATH, required=True, metavar="CLEAN", help="The clean speech: a file, or a folder.")
 @click.option("--noisy", type=_PATH, metavar="NOISY", help="The recording before: adds SI-SIR and SI-SAR.")
+@click.option("--rir", type=_PATH, metavar="FILE", help="The room response: adds its DRR and that of what is left.")
+@click.option("--dnsmos", type=_PATH, metavar="FILE.onnx", help="The model sig_bak_ovr.onnx: adds DNSMOS P.835.")
 @common_options("json_to")
-def evaluate(result: Path, reference: Path, noisy: Path | None, json_to: str | None) -> None:
+def evaluate(result: Path, reference: Path, json_to: str | None, **given: Any) -> None:
     """Compare a result (folder or file) with the clean speech: SI-SDR, ESTOI, PESQ, and more."""
     from domains.speech.verbs import evaluate_verb
 
-    evaluate_verb(result, reference, noisy, json_to)
+    evaluate_verb(result, reference, json_to, **given)
 
 
 @speech.command()
@@ -124,6 +127,7 @@ DOMAIN = Domain(
     is_input=is_input,
     optional=(
         Part("pesq", "the PESQ metric", "pesq"),
+        Part("onnxruntime", "the DNSMOS metric", "dnsmos"),
         Part("torchaudio", "resampling by torchaudio", "torchaudio"),
     ),
 )

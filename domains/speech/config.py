@@ -16,16 +16,20 @@ class EnhanceConfig(MainConfig):
 
     Attributes:
         method: None: bridge.
+        centre: what several draws are reduced to: their mean (least squared error, but smoother than speech), or their medoid, the
+            draw nearest to the others, which is speech as the network draws it.
         block: seconds restored at a time.
         overlap: seconds on either side of a block that are computed with it, at most; null: all that its result depends on.
         precision: of the network.
         wiener: also write the classical reference.
         rir, bandwidth, gaps, clip: what happened to the recording, one of them (posterior mode): a room response, a band limit in
             Hz, lost stretches (a table), the level it was clipped at (full scale is 1).
+        blind_reverb: the recording was made in an unknown room, which is estimated too (posterior mode).
         noise_db: noise relative to the recording's root mean square (posterior mode); null: estimated.
         iterations: conjugate gradients of each data step (posterior mode).
     """
 
+    centre: Literal["mean", "medoid"] = "mean"
     block: float = Field(default=10.0, gt=0)
     overlap: float | None = Field(default=6.0, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -34,13 +38,15 @@ class EnhanceConfig(MainConfig):
     bandwidth: float | None = None
     gaps: Path | None = None
     clip: float | None = None
+    blind_reverb: bool = False
     noise_db: float | None = None
     iterations: int = Field(default=20, ge=1)
 
     @property
     def informed(self) -> list[str]:
-        """Which degradations are known."""
-        return [name for name in ("rir", "bandwidth", "gaps", "clip") if getattr(self, name) is not None]
+        """Which degradations are known, as on the command line."""
+        names = ("rir", "bandwidth", "gaps", "clip")
+        return [name for name in names if getattr(self, name) is not None] + ["blind-reverb"] * self.blind_reverb
 
 
 @dataclass(frozen=True)

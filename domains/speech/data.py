@@ -12,6 +12,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from domains.speech.resampling import resample
+from domains.speech.wholeness import require_whole, source
 from suite.errors import InputError
 from suite.files import existing, reading
 
@@ -54,13 +55,14 @@ def open_audio(path: Path) -> Audio:
     """The header of an audio file.
 
     Raises:
-        InputError: no such file, empty, not audio, or without samples.
+        InputError: no such file, empty, not audio, without samples, or cut short.
     """
     existing(path)
     with reading(path, "is not a readable audio file; WAV, FLAC or Ogg is needed"):
-        info = soundfile.info(str(path))
+        info = soundfile.info(source(path))
     if info.frames < 1 or info.samplerate < 1:
         raise InputError(f"{path}: holds no samples; a recording is needed")
+    require_whole(path, info.format)
     return Audio(path, info.samplerate, info.frames, info.channels, info.format, info.subtype, info.endian)
 
 
@@ -73,7 +75,7 @@ def blocks(audio: Audio, seconds: float = 10.0) -> Iterator[NDArray[np.float32]]
     count = 0
     with (
         reading(audio.path, "is damaged; its samples cannot be read"),
-        soundfile.SoundFile(str(audio.path)) as file,
+        soundfile.SoundFile(source(audio.path)) as file,
     ):
         while len(block := file.read(max(1, int(seconds * audio.rate)), dtype="float32", always_2d=True)):
             count += len(block)

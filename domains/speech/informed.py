@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from domains.speech.blind import BlindRoom
 from domains.speech.config import EnhanceConfig, Enhanced
 from domains.speech.data import Audio, blocks, write_audio
 from domains.speech.posterior import (
@@ -30,6 +32,7 @@ from domains.speech.stream import ColumnNoise
 from domains.speech.survey import remarks, survey
 from suite.errors import InputError
 from suite.measurement import Measurement
+from suite.posterior.dds import DDS
 from suite.prior import Prior
 from suite.process import edm
 from suite.restoration import Conditioned
@@ -74,13 +77,17 @@ def enhance_informed(
         write_audio(output, np.zeros_like(clean), audio)
         return Enhanced({}, remarks(audio, found))
     y = torch.from_numpy(resample(clean, audio.rate, spectrum.rate).T.copy()) / found.level
-    what = degradation(y, clean, audio, spectrum.rate, 1 / found.level, config)
-    std = torch.where(what.known, noise_std(y, config.noise_db), torch.inf)
-    measurement = Measurement(what.operator, y, std)
-    estimate, chi2 = _restored(prior, spectrum, measurement, what, y, identity, config, steps, clock)
+    draws = _Draws(prior, spectrum, identity, config, steps, clock)
+    kept = None
+    if config.blind_reverb:
+        estimate, chi2 = draws.blind(y)
+    else:
+        what = degradation(y, clean, audio, spectrum.rate, 1 / found.level, config)
+        kept = what.kept
+        estimate, chi2 = draws.known(y, what)
     out = resample((estimate * found.level).T.numpy().copy(), spectrum.rate, audio.rate)[: audio.frames]
     out = np.pad(out, ((0, audio.frames - len(out)), (0, 0)))
-    out = out if what.kept is None else np.where(what.kept, clean, out)
+    out = out if kept is None else np.where(kept, clean, out)
     limited = write_audio(output, out.astype(np.float32), audio)
     warnings = [sentence for sentence in remarks(audio, found) if config.clip is None or "clipped" not in sentence]
     if limited:
@@ -88,23 +95,42 @@ def enhance_informed(
     return Enhanced({"misfit_chi2": chi2}, warnings)
 
 
-def _restored(
-    prior: Prior,
-    spectrum: Spectrum,
-    measurement: Measurement,
-    what: Degradation,
-    y: Tensor,
-    identity: str,
-    config: EnhanceConfig,
-    steps: int,
-    clock: Clock,
-) -> tuple[Tensor, float]:
-    """The estimate `(channels, n)` and its misfit."""
-    like = torch.zeros(len(y), spectrum.channels, spectrum.rows, spectrum.columns(y.shape[-1]))
-    options: dict[str, Any] = {"precision": config.precision, "clock": lambda: clock("network")}
-    denoiser = Conditioned(prior, edm(0.02, 20.0), torch.zeros_like(like), **options)
-    method = WaveformDDS(spectrum, what.constraint, data_std=prior.card.sigma_data, iterations=config.iterations)
-    with clock("operator"):
-        state = method.run(denoiser, measurement, like, noise=ColumnNoise(config.seed, identity, 0), steps=steps)
-        estimate = spectrum.samples(state, y.shape[-1])
-    return estimate, float(measurement.misfit_chi2(estimate).mean())
+@dataclass
+class _Draws:
+    """Runs of the posterior method on recordings `(channels, n)` at unit level."""
+
+    prior: Prior
+    spectrum: Spectrum
+    identity: str
+    config: EnhanceConfig
+    steps: int
+    clock: Clock
+
+    def known(self, y: Tensor, what: Degradation) -> tuple[Tensor, float]:
+        """The estimate `(channels, n)` and its misfit."""
+        std = torch.where(what.known, noise_std(y, self.config.noise_db), torch.inf)
+        measurement = Measurement(what.operator, y, std)
+        method = WaveformDDS(self.spectrum, what.constraint, **self._options())
+        with self.clock("operator"):
+            estimate = self.spectrum.samples(self._run(method, measurement, y), y.shape[-1])
+        return estimate, float(measurement.misfit_chi2(estimate).mean())
+
+    def blind(self, y: Tensor) -> tuple[Tensor, float]:
+        """The same in an unknown room."""
+        with self.clock("operator"):
+            method = BlindRoom(self.spectrum, y, noise_std(y, self.config.noise_db), **self._options())
+            state = self._run(method, method.measurement(), y)
+            estimate = self.spectrum.samples(state, y.shape[-1])
+        return estimate, float(method.measurement().misfit_chi2(self.spectrum.stft(estimate)).mean())
+
+    def _options(self) -> dict[str, Any]:
+        return {"data_std": self.prior.card.sigma_data, "iterations": self.config.iterations}
+
+    def _run(self, method: DDS, measurement: Measurement, y: Tensor) -> Tensor:
+        spectrum, config = self.spectrum, self.config
+        like = torch.zeros(len(y), spectrum.channels, spectrum.rows, spectrum.columns(y.shape[-1]))
+        options: dict[str, Any] = {"precision": config.precision, "clock": lambda: self.clock("network")}
+        denoiser = Conditioned(self.prior, edm(0.02, 20.0), torch.zeros_like(like), **options)
+        return method.run(
+            denoiser, measurement, like, noise=ColumnNoise(config.seed, self.identity, 0), steps=self.steps
+        )

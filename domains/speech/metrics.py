@@ -47,6 +47,15 @@ def evaluate(estimate: Array, reference: Array, rate: int, noisy: Array | None =
     return out
 
 
+def mean_of(rows: list[Metrics]) -> Metrics:
+    """The mean of each metric over the rows that have it."""
+    out: Metrics = {}
+    for key in rows[0]:
+        values = [value for row in rows if (value := row[key]) is not None]
+        out[key] = float(np.mean(values)) if values else None
+    return out
+
+
 # --- energy ratios ----------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +155,27 @@ def direct_to_reverberant(response: Array, rate: int) -> float | None:
     energy = np.square(response, dtype=np.float64)
     direct, tail = energy[max(0, peak - half) : peak + half + 1].sum(), energy[peak + half + 1 :].sum()
     return _decibels(float(direct), float(tail)) if tail > 0 else None
+
+
+def response_between(source: Array, received: Array) -> Array:
+    """The response that leads from one signal to the other `(n,)`, least squares with a ridge; its time 0 is in the middle."""
+    count = len(source) + len(received)
+    s, e = np.fft.rfft(source, count), np.fft.rfft(received, count)
+    power = np.abs(s) ** 2
+    response: Array = np.fft.irfft(s.conj() * e / (power + 1e-3 * power.mean()), count).astype(np.float32)
+    return np.roll(response, count // 2)
+
+
+def remaining_reverberation(estimate: Array, reference: Array, rate: int) -> float | None:
+    """Direct-to-reverberant ratio, dB, of the response from the dry reference to the estimate, half a second of it.
+
+    What the estimate holds beside the filtered reference (noise, artefacts) counts as reverberation too.
+    """
+    if not (np.any(estimate) and np.any(reference)):
+        return None
+    response = response_between(reference, estimate)
+    peak = int(np.abs(response).argmax())
+    return direct_to_reverberant(response[max(0, peak - rate // 100) : peak + rate // 2], rate)
 
 
 def reverberation_time(response: Array, rate: int) -> float | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from domains.speech.data import audio_files, read_mono
 from domains.speech.mixing import reverberant, stretched
+from domains.speech.perception import Perception, PerceptionConfig
 from domains.speech.spectrum import Spectrum
 from domains.speech.survey import level
 from suite.config import Config
@@ -34,6 +35,8 @@ class DataConfig(Config):
         snr_db: range of the signal-to-noise ratio.
         speed: speech is played faster or slower by up to this factor.
         tilt_db: standard deviation of the random equaliser, at five frequencies.
+        swell_db: standard deviation of a noise's slow change of level, at about one point a second.
+        versions: speeds and rooms that each recording is heard in.
         rooms: share of examples with a room response (the target keeps the room).
         babble: share of noises that are several other speakers at once.
         coloured: share of noises that are synthetic.
@@ -46,6 +49,8 @@ class DataConfig(Config):
     snr_db: tuple[float, float] = (-6.0, 18.0)
     speed: float = Field(default=1.1, ge=1)
     tilt_db: float = Field(default=3.0, ge=0)
+    swell_db: float = Field(default=0.0, ge=0)
+    versions: int = Field(default=3, ge=1)
     rooms: float = Field(default=0.25, ge=0, le=1)
     babble: float = Field(default=0.1, ge=0, le=1)
     coloured: float = Field(default=0.1, ge=0, le=1)
@@ -69,10 +74,11 @@ class SpectrumConfig(Config):
 
 
 class SpeechTrainingConfig(TrainingConfig):
-    """Settings of `speech train`: the network and its training, the representation, and under `data` the split."""
+    """Settings of `speech train`: the network and its training, the representation, the split under `data`, and the loss."""
 
     spectrum: SpectrumConfig = SpectrumConfig()
     data: DataConfig = DataConfig()
+    perception: PerceptionConfig = PerceptionConfig()
 
 
 # --- recordings -------------------------------------------------------------------------------------------------------
@@ -132,9 +138,6 @@ def split(recordings: Recordings, config: DataConfig, what: str) -> tuple[Record
 
 # --- mixtures ---------------------------------------------------------------------------------------------------------
 
-VERSIONS = 3
-"""Speeds and rooms that each recording is heard in; more would cost memory, and fresh ones at every step most of the time."""
-
 Spectra = dict[str, list[Tensor]]
 
 
@@ -142,13 +145,20 @@ class Mixtures:
     """Pairs of clean and noisy states; a `Source` for the trainer.
 
     Recordings are kept as spectra, where cutting, equalising, scaling and adding are cheap; changes of speed and rooms are drawn
-    once, when they are read in.
+    once, when they are read in: fresh ones at every step would take most of the time.
     """
 
     def __init__(
-        self, speech: Recordings, noise: Recordings, rooms: Recordings, config: DataConfig, spectrum: Spectrum
+        self,
+        speech: Recordings,
+        noise: Recordings,
+        rooms: Recordings,
+        config: DataConfig,
+        spectrum: Spectrum,
+        perception: PerceptionConfig,
     ) -> None:
         self.config, self.spectrum = config, spectrum
+        self.perception = Perception(spectrum, perception) if perception.wanted else None
         self.channels = self.condition_channels = spectrum.channels
         train_speech, held_speech = split(speech, config, "speakers")
         train_noise, held_noise = split(noise, config, "noises")
@@ -166,7 +176,7 @@ class Mixtures:
 
     def _voices(self, x: Array, halls: list[Array], draw: np.random.Generator) -> list[Tensor]:
         found = []
-        for _ in range(VERSIONS):
+        for _ in range(self.config.versions):
             voice = stretched(x, self.config.speed ** draw.uniform(-1, 1))
             if halls and draw.random() < self.config.rooms:
                 voice = reverberant(voice, halls[int(draw.integers(len(halls)))])
@@ -174,7 +184,7 @@ class Mixtures:
         return found
 
     def _noises(self, x: Array, draw: np.random.Generator) -> list[Tensor]:
-        return [self._stft(stretched(x, 1.3 ** draw.uniform(-1, 1))) for _ in range(VERSIONS)]
+        return [self._stft(stretched(x, 1.3 ** draw.uniform(-1, 1))) for _ in range(self.config.versions)]
 
     def batch(self, size: int, patch: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         draw = np.random.default_rng(int(torch.randint(2**62, (), generator=rng)))
@@ -182,6 +192,13 @@ class Mixtures:
         clean, noisy = self._states(pairs)
         noisy[torch.from_numpy(draw.random(size) < self.config.unconditional)] = 0.0
         return clean, noisy
+
+    def penalty(self, estimate: Tensor, x0: Tensor, y: Tensor | None) -> Tensor:
+        """What hearing makes of the error `(B,)`; nothing where there is no noisy signal, for the prior is to stay a mean."""
+        if self.perception is None or y is None:
+            return estimate.new_zeros(len(x0))
+        with torch.autocast(estimate.device.type, enabled=False):
+            return self.perception(estimate.float(), x0) * (y != 0).flatten(1).any(1)
 
     def validation(self, patch: int) -> tuple[Tensor, Tensor]:
         """Every speaker held out with the noises held out, at 0, 5 and 10 dB, no augmentation."""
@@ -214,13 +231,23 @@ class Mixtures:
             return sum(
                 (cut(pick(self.speech, draw), frames, draw) for _ in range(draw.integers(4, 9))), torch.zeros(())
             )
-        noise = self._equalised(cut(pick(self.noise, draw), frames, draw), draw)
-        if draw.random() < 0.3:
-            other = self._equalised(cut(pick(self.noise, draw), frames, draw), draw)
+        noise = self._heard(draw, frames)
+        if draw.random() < 0.4:
+            other = self._heard(draw, frames)
             noise = noise + other * (energy(noise) / energy(other).clamp_min(1e-12)).sqrt() * 10 ** (
                 draw.uniform(-6, 6) / 20
             )
         return noise
+
+    def _heard(self, draw: np.random.Generator, frames: int) -> Tensor:
+        """A recorded noise: equalised, forwards or backwards, its level slowly changing."""
+        noise = self._equalised(cut(pick(self.noise, draw), frames, draw), draw)
+        noise = noise.flip(-1).conj().resolve_conj() if draw.random() < 0.5 else noise
+        points = 2 + round(frames * self.spectrum.hop / self.spectrum.rate)
+        swell = np.interp(
+            np.linspace(0, points - 1, frames), np.arange(points), draw.standard_normal(points) * self.config.swell_db
+        )
+        return noise * torch.from_numpy((10 ** (swell / 20)).astype(np.float32))
 
     def _equalised(self, x: Tensor, draw: np.random.Generator) -> Tensor:
         """Filtered by a smooth random gain."""
@@ -276,7 +303,7 @@ def mixtures(paths: Sequence[Path], config: SpeechTrainingConfig) -> Mixtures:
     """The source of training examples from the folders `clean`, `noise` and `rir` in each of `paths`."""
     spectrum = config.spectrum.build()
     speech, noise, rooms = (collect(paths, kind, spectrum.rate) for kind in ("clean", "noise", "rir"))
-    return Mixtures(speech, noise, rooms, config.data, spectrum)
+    return Mixtures(speech, noise, rooms, config.data, spectrum, config.perception)
 
 
 # --- the card ---------------------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ import numpy as np
 
 from domains.speech.config import EnhanceConfig, Enhanced
 from domains.speech.data import Audio, audio_files, open_audio, read_audio, write_audio
+from domains.speech.dnsmos import Dnsmos
 from domains.speech.informed import enhance_informed
-from domains.speech.methods import Method
-from domains.speech.metrics import Metrics, evaluate
+from domains.speech.methods import Method, steps_of
+from domains.speech.metrics import Metrics, direct_to_reverberant, evaluate, mean_of, remaining_reverberation
 from domains.speech.mixing import fitted, reverberant, scaled_to
 from domains.speech.output import report_of
 from domains.speech.pipeline import (
@@ -104,7 +105,7 @@ def enhance_verb(path: Path, options: MainOptions, known: Mapping[str, Any]) -> 
     given = options.given() | {name: value for name, value in known.items() if value is not None}
     config = load_config(EnhanceConfig, options.config, options.overrides, given)
     method = choose_method(config)
-    steps = config.steps or method.steps
+    steps = steps_of(method, config)
     device = resolve_device(config.device)
     files = flat_names(audio_files(path), path)
     with Run(
@@ -121,7 +122,8 @@ def enhance_verb(path: Path, options: MainOptions, known: Mapping[str, Any]) -> 
         prior = load_speech_prior(config.prior, device)
         run.prior = {"name": prior.card.name, "sha256": prior.sha256}
         run.nfe = steps if method.name == "posterior" else method.plan(steps).evaluations
-        run.estimator = "point" if not method.samples else "mean" if config.samples > 1 else "sample"
+        averaged = config.samples > 1 and config.centre == "mean"
+        run.estimator = "point" if not method.samples else "mean" if averaged else "sample"
         failed = _enhance_all(run, files, prior, method, config, options.quiet)
         misfits = [row["misfit_chi2"] for row in run.metrics.values() if row.get("misfit_chi2") is not None]
         run.misfit_chi2 = float(np.mean(misfits)) if misfits else None
@@ -184,7 +186,7 @@ def _enhance_one(run: Run, name: str, file: Path, prior: Prior, method: Method, 
     informed = method.name == "posterior"
     reference = folder / f"reference-{name}" if config.wiener and not informed else None
     if not notes.exists():
-        audio, steps = open_audio(file), config.steps or method.steps
+        audio, steps = open_audio(file), steps_of(method, config)
         digest = sha256_file(file)
         if informed:
             done = enhance_informed(audio, kept, prior, digest, config, steps, run.clock)
@@ -207,7 +209,7 @@ def _tell(output: Path, record: dict[str, Any]) -> None:
     )
     if record["estimator"] == "point":
         click.echo(
-            "No uncertainty: this method is a point estimate; bridge with --samples N tells where draws disagree."
+            "No uncertainty: this method is a point estimate; storm with --samples N tells where draws disagree."
         )
     for sentence in record["warnings"]:
         click.echo(f"Note: {sentence}")
@@ -218,18 +220,18 @@ def _tell(output: Path, record: dict[str, Any]) -> None:
 # --- evaluate ---------------------------------------------------------------------------------------------------------
 
 
-def evaluate_verb(result: Path, reference: Path, noisy: Path | None, json_to: str | None) -> None:
+def evaluate_verb(
+    result: Path, reference: Path, json_to: str | None, noisy: Path | None, rir: Path | None, dnsmos: Path | None
+) -> None:
     """`speech evaluate`: result and clean reference -> metrics, by file and their mean."""
     pairs = pair_up(result, reference)
+    opinion = None if dnsmos is None else Dnsmos(dnsmos)
     rows: dict[str, Metrics] = {}
     for name, (file, truth) in pairs.items():
         before = None if noisy is None else (noisy / name if noisy.is_dir() else noisy)
-        rows[name] = _compare(file, truth, before)
-    mean: Metrics = {}
-    for key in next(iter(rows.values())):
-        values = [value for row in rows.values() if (value := row[key]) is not None]
-        mean[key] = float(np.mean(values)) if values else None
+        rows[name] = _compare(file, truth, before, rir, opinion)
     settings = {"files": len(rows), "perceptual_rate_hz": 16000, "reference": reference.name}
+    mean = mean_of(list(rows.values()))
     if not emit({"metrics": mean, "settings": settings, "files": rows}, json_to):
         for name, row in {**(rows if len(rows) > 1 else {}), "mean": mean}.items():
             told = "  ".join(f"{key} {'-' if value is None else f'{value:.3f}'}" for key, value in row.items())
@@ -260,7 +262,7 @@ def pair_up(result: Path, reference: Path) -> dict[str, tuple[Path, Path]]:
     return pairs
 
 
-def _compare(file: Path, truth: Path, noisy: Path | None) -> Metrics:
+def _compare(file: Path, truth: Path, noisy: Path | None, rir: Path | None, opinion: Dnsmos | None) -> Metrics:
     """The metrics of one file, the mean over its channels."""
     (x, rate), (s, other) = read_audio(file), read_audio(truth)
     if rate != other or x.shape != s.shape:
@@ -271,12 +273,15 @@ def _compare(file: Path, truth: Path, noisy: Path | None) -> Metrics:
     y = None if noisy is None else read_audio(noisy)[0]
     if y is not None and y.shape != x.shape:
         raise InputError(f"{noisy}: the recording before has another length or number of channels than the result")
-    rows = [evaluate(x[:, c], s[:, c], rate, None if y is None else y[:, c]) for c in range(x.shape[1])]
-    out: Metrics = {}
-    for key in rows[0]:
-        values = [value for row in rows if (value := row[key]) is not None]
-        out[key] = float(np.mean(values)) if values else None
-    return out
+    room = None if rir is None else _first_channel(rir, rate)
+    rows = []
+    for c in range(x.shape[1]):
+        row = evaluate(x[:, c], s[:, c], rate, None if y is None else y[:, c])
+        if room is not None:
+            row["drr_room"] = direct_to_reverberant(room, rate)
+            row["drr"] = remaining_reverberation(x[:, c], s[:, c], rate)
+        rows.append(row | ({} if opinion is None else opinion(x[:, c], rate)))
+    return mean_of(rows)
 
 
 # --- demo -------------------------------------------------------------------------------------------------------------
