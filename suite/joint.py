@@ -104,7 +104,7 @@ class _Pulled(Solver):
 
     def __init__(self, inner: Solver, measurement: Measurement, noise: Noise, strength: float) -> None:
         self.inner, self.measurement, self.noise, self.strength = inner, measurement, noise, strength
-        self.cost = inner.cost
+        self.cost, self.elementwise = inner.cost, inner.elementwise
 
     def step(
         self, model: Model, z: Tensor, mean: Tensor, eps: Tensor, t: Knot, s: Knot, history: History

@@ -29,6 +29,7 @@ from ultrasound_files import (
     write_mha,
     write_npz,
     write_picmus,
+    write_uff,
     write_zea,
 )
 
@@ -64,6 +65,9 @@ def files(folder: Path) -> dict[str, tuple[Path, np.ndarray, str]]:
             "iq",
         ),
         "picmus": (write_picmus(folder / "c.h5"), iq(), "iq"),
+        "uff": (write_uff(folder / "a.uff", iq()), iq(), "iq"),
+        "uff linear": (write_uff(folder / "b.uff", rf().astype(np.float32), sector=False), rf(), "rf"),
+        "uff by rows": (write_uff(folder / "c.uff", iq(), depth_first=False), iq(), "iq"),
         "dicom": (save_dicom(folder / "a.dcm", dicom(cine(), "MONOCHROME2")), cine(), "grey"),
     }
 
@@ -82,6 +86,46 @@ def test_every_format_is_read_and_written_back(tmp_path: Path) -> None:
         np.testing.assert_allclose(again.data, changed, rtol=0, atol=1.0, err_msg=name)
         np.testing.assert_array_equal(again.data[1:], found.data[1:], err_msg=name)
         assert path.stat().st_size > 0
+
+
+def test_dehaze_round_trips_every_format(tmp_path: Path) -> None:
+    """Type, shape and whatever is not the picture survive; nothing gets brighter; the input is not touched."""
+    for number, (name, (path, _, domain)) in enumerate(files(tmp_path).items()):
+        before, out = path.read_bytes(), tmp_path / f"out{number}"
+        words = ("dehaze", path, "-o", out, "--method", "background", "--quiet", "--no-report")
+        assert ultrasound(*words) == 0, name
+        assert path.read_bytes() == before, name
+        (made,) = [p for p in out.glob("dehazed*") if p.suffix == path.suffix and p.name != "dehazed.npz"]
+        assert made.suffix == path.suffix, name
+        found, again = read_cine(path), read_cine(made)
+        assert (again.dtype, again.domain, again.layout) == (found.dtype, domain, found.layout), name
+        assert (again.frame_time_ms, again.spacing_mm, again.angles_deg) == (
+            found.frame_time_ms,
+            found.spacing_mm,
+            found.angles_deg,
+        ), name
+        assert again.data.shape == found.data.shape, name
+        brighter = np.abs(again.data - again.black) - np.abs(found.data - found.black)
+        assert float(brighter.max()) <= 1e-3 * float(np.abs(found.data).max()) + (
+            1 if found.dtype.kind in "iu" else 0
+        ), name
+        if found.kind == "uff":
+            with h5py.File(path) as a, h5py.File(made) as b:
+                assert sorted(a) == sorted(b) and (a["b_data/scan/x"][()] == b["b_data/scan/x"][()]).all()
+
+
+def test_uff_tells_the_sector(tmp_path: Path) -> None:
+    found = read_cine(write_uff(tmp_path / "a.uff", iq()))
+    assert found.angles_deg == pytest.approx((np.degrees(-0.6), np.degrees(0.6)))
+    assert found.apex == pytest.approx(0.1) and found.frame_time_ms == 40
+    with h5py.File(tmp_path / "b.uff", "w") as file:
+        file.create_group("channel_data").attrs["class"] = "uff.channel_data"
+    with pytest.raises(InputError, match="beamform"):
+        read_cine(tmp_path / "b.uff")
+    path = write_zea(tmp_path / "a.h5", "beamformed_data", np.stack([iq().real, iq().imag], -1))
+    with h5py.File(path, "r+") as file:
+        file["scan/polar_angles"] = np.linspace(-0.5, 0.5, SIDE)
+    assert read_cine(path).angles_deg == pytest.approx((np.degrees(-0.5), np.degrees(0.5)))
 
 
 def test_what_files_tell_of_time_scale_and_range(tmp_path: Path) -> None:

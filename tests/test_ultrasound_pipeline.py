@@ -34,17 +34,20 @@ from domains.ultrasound.grid import SIDE as GRID
 from domains.ultrasound.grid import grid_of
 from domains.ultrasound.phantom import heart
 from domains.ultrasound.physics import compand, compress, decompress, envelope, expand_companded
-from domains.ultrasound.pipeline import SHIPPED
 from domains.ultrasound.sector import estimated, sector_of
+from domains.ultrasound.settings import RESIDUAL, SHIPPED
 from domains.ultrasound.simulation import multipath
 from domains.ultrasound.training import DataConfig, picture_source
 from suite.errors import InputError
 from suite.prior import read_card
+from suite.trust import interval_factor
 
 FIELDS = set(
     "command version domain method estimator config seed device prior inputs outputs nfe seconds peak_memory_mb "
     "misfit_chi2 warnings metrics".split()
 )
+
+LEARNED = ("restore", "regenerate", "pigdm", "dps", "projection", "nuclear")
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +152,7 @@ def test_multipath_comes_later_fades_and_is_linear() -> None:
     assert spread.size > 3  # smeared sideways
 
 
-@pytest.mark.parametrize("kind", ["clutter", "multipath"])
+@pytest.mark.parametrize("kind", ["clutter", "multipath", "mixed"])
 def test_simulate_writes_a_pair(tmp_path: Path, folder: Path, kind: str) -> None:
     words = ("simulate", folder / "cine.npz", "--key", "cluttered", "--kind", kind, "--seed", 3, "--quiet")
     assert ultrasound(*words, "-o", tmp_path / "a.npz") == 0
@@ -182,8 +185,10 @@ def test_simulate_in_the_echoes_keeps_the_format(tmp_path: Path) -> None:
 def run(folder: Path, out: Path, method: str, *more: str | Path, source: Path | None = None) -> dict[str, np.ndarray]:
     """`dehaze` with the random networks; what `dehazed.npz` holds."""
     words: list[str | Path] = ["dehaze", source or folder / "cine.npz", "-o", out, "--method", method, "--quiet", *more]
-    if method == "restore":
+    if method in RESIDUAL:
         words += ["--prior", folder / "restore.safetensors"]
+    elif method == "nuclear":
+        words += ["--prior", folder / "tissue.safetensors"]
     elif method not in CLASSICAL:
         words += ["--prior", folder / "tissue.safetensors", "--set", f"haze_prior={folder / 'haze.safetensors'}"]
     assert ultrasound(*words) == 0
@@ -191,9 +196,9 @@ def run(folder: Path, out: Path, method: str, *more: str | Path, source: Path | 
         return dict(file)
 
 
-@pytest.mark.parametrize("method", ["restore", "pigdm", "dps", "projection", "background", "svd", "rpca"])
+@pytest.mark.parametrize("method", [*LEARNED, "background", "svd", "rpca"])
 def test_what_every_method_leaves(tmp_path: Path, folder: Path, method: str) -> None:
-    steps = ("--steps", "3") if method in ("restore", "pigdm", "dps", "projection") else ()
+    steps = ("--steps", "3") if method in LEARNED else ()
     kept = run(folder, tmp_path / "o", method, *steps)
     joint = method in ("pigdm", "dps", "projection")
     assert str(kept["domain"]) == ("envelope" if joint else "grey")
@@ -238,7 +243,8 @@ def test_seed_and_batch(tmp_path: Path, folder: Path) -> None:
 def test_samples(tmp_path: Path, folder: Path) -> None:
     kept = run(folder, tmp_path / "a", "restore", "--samples", "3", "--steps", "2")
     assert kept["std"].shape == cine().shape and kept["std"].max() > 0
-    assert record(tmp_path / "a")["estimator"] == "mean" and "too small" in str(record(tmp_path / "a")["warnings"])
+    np.testing.assert_allclose(kept["half_width"], interval_factor(3) * kept["std"], rtol=1e-4)  # not calibrated
+    assert record(tmp_path / "a")["estimator"] == "mean" and "never measured" in str(record(tmp_path / "a")["warnings"])
     np.testing.assert_allclose(kept["dehazed"] + kept["haze"], kept["input"], rtol=0, atol=0.01)
     assert ultrasound("dehaze", folder / "cine.npz", "--method", "pigdm", "--samples", "2", "-o", tmp_path / "b") == 2
 

@@ -39,8 +39,8 @@ def info(path: Path, key: str | None, json_to: str | None) -> None:
 )
 @click.option(
     "--kind",
-    type=click.Choice(["clutter", "multipath"]),
-    help="On the picture, or in the echoes (default by the file).",
+    type=click.Choice(["clutter", "multipath", "mixed"]),
+    help="On the picture, in the echoes (default by the file), or of any shape.",
 )
 @common_options("output", "key", "seed", "overwrite", "quiet", "json_to")
 def simulate(clean: Path, **given: Any) -> None:
@@ -55,7 +55,7 @@ def simulate(clean: Path, **given: Any) -> None:
 @click.option("--strength", type=click.FloatRange(0, 10), metavar="G", help="How much of the haze to take off (1).")
 @main_options
 def dehaze(cine: Path, strength: float | None, options: MainOptions) -> None:
-    """Take haze off a cine (DICOM, zea or PICMUS HDF5, MetaImage, MATLAB, Clarius, NumPy)."""
+    """Take haze off a cine (DICOM, zea or PICMUS HDF5, UFF, MetaImage, MATLAB, Clarius, NumPy)."""
     from domains.ultrasound.verbs import dehaze_verb
 
     dehaze_verb(cine, strength, options)
@@ -84,6 +84,17 @@ def train(data: tuple[Path, ...], **given: Any) -> None:
     from domains.ultrasound.training_verb import train_verb
 
     train_verb(data, given)
+
+
+@ultrasound.command()
+@click.argument("prior", type=_PATH)
+@click.option("--data", type=_PATH, multiple=True, required=True, metavar="DIR", help="Cines (.npz); repeatable.")
+@common_options("output", "config", "overrides", "overwrite", "quiet", "json_to")
+def calibrate(prior: Path, data: tuple[Path, ...], **given: Any) -> None:
+    """Measure on held-out cines how wide a restoration network's intervals must be."""
+    from domains.ultrasound.training_verb import calibrate_verb
+
+    calibrate_verb(prior, data, given)
 
 
 def demo(output: Path, *, overwrite: bool, quiet: bool) -> Path:

@@ -51,9 +51,11 @@ class Cine:
         dynamic_range_known: whether the file or the user told it.
         frame_time_ms: None where the file does not tell.
         spacing_mm: (row, column) pitch, or None.
+        angles_deg: of samples along diverging beams, not scan converted: the first and last column's beam, from the vertical.
+        apex: of these, distance of the first row from the point where the beams meet, over the length of a beam.
         sector: mask `(row, column)` of the part that shows echoes, where the file tells it; None: to be estimated.
         fixed: mask that broadcasts to the data: pixels never to be changed (text, colour), or None.
-        kind: of file: `npz`, `npy`, `mat`, `dicom`, `zea`, `picmus`, `metaimage`, `clarius`.
+        kind: of file: `npz`, `npy`, `mat`, `dicom`, `zea`, `picmus`, `uff`, `metaimage`, `clarius`.
         source: the file.
         key: which array of the file.
         layout, dtype: of the stored array.
@@ -73,6 +75,8 @@ class Cine:
     dynamic_range_known: bool = False
     frame_time_ms: float | None = None
     spacing_mm: tuple[float, float] | None = None
+    angles_deg: tuple[float, float] | None = None
+    apex: float = 0.0
     sector: NDArray[np.bool_] | None = None
     fixed: NDArray[np.bool_] | None = None
     key: str | None = None

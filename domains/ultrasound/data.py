@@ -18,13 +18,16 @@ from domains.ultrasound.dicom import is_dicom, read_dicom, write_dicom
 from domains.ultrasound.hdf5 import read_hdf5, write_hdf5
 from domains.ultrasound.metaimage import read_metaimage, write_metaimage
 from domains.ultrasound.sector import sector_of
+from domains.ultrasound.uff import write_uff
 from suite.errors import InputError
 from suite.files import existing
 
 __all__ = ["SUFFIXES", "Cine", "describe", "read_cine", "write_cine"]
 
-SUFFIXES = (".dcm", ".dicom", ".h5", ".hdf5", ".mha", ".mat", ".raw", ".tar", ".npz", ".npy")
-_KNOWN = "DICOM, zea or PICMUS HDF5 (.h5), MetaImage (.mha), MATLAB (.mat), Clarius (.raw, .tar), .npz or .npy"
+SUFFIXES = (".dcm", ".dicom", ".h5", ".hdf5", ".uff", ".mha", ".mat", ".raw", ".tar", ".npz", ".npy")
+_KNOWN = (
+    "DICOM, zea or PICMUS HDF5 (.h5), UFF (.uff), MetaImage (.mha), MATLAB (.mat), Clarius (.raw, .tar), .npz or .npy"
+)
 
 WRITERS: dict[str, Callable[[Cine, NDArray[Any], Path], None]] = {
     "npz": write_npz,
@@ -33,6 +36,7 @@ WRITERS: dict[str, Callable[[Cine, NDArray[Any], Path], None]] = {
     "dicom": write_dicom,
     "zea": write_hdf5,
     "picmus": write_hdf5,
+    "uff": write_uff,
     "metaimage": write_metaimage,
     "clarius": write_clarius,
 }
@@ -44,6 +48,8 @@ def read_cine(
     key: str | None = None,
     domain: Domain | None = None,
     dynamic_range_db: float | None = None,
+    angles_deg: tuple[float, float] | None = None,
+    apex: float = 0.0,
     clean: bool = False,
 ) -> Cine:
     """A cine of any known format.
@@ -51,7 +57,7 @@ def read_cine(
     Args:
         path: the file.
         key: which array of a file that holds several.
-        domain, dynamic_range_db: over what the file tells.
+        domain, dynamic_range_db, angles_deg, apex: over what the file tells.
         clean: prefer the array of a usual name for pictures without haze, where there are several.
 
     Raises:
@@ -65,6 +71,8 @@ def read_cine(
         cine = replace(cine, domain=domain)
     if dynamic_range_db is not None:
         cine = replace(cine, dynamic_range_db=dynamic_range_db, dynamic_range_known=True)
+    if angles_deg is not None:
+        cine = replace(cine, angles_deg=angles_deg, apex=apex)
     return cine
 
 
@@ -82,7 +90,7 @@ def _read(path: Path, key: str | None, prefer: tuple[str, ...]) -> Cine:
         return read_clarius(path, key)
     if is_dicom(path):
         return read_dicom(path)
-    if h5py.is_hdf5(path) or name.endswith((".h5", ".hdf5")):
+    if h5py.is_hdf5(path) or name.endswith((".h5", ".hdf5", ".uff")):
         return read_hdf5(path, key)
     raise InputError(f"{path}: is of no known kind; {_KNOWN} is needed.")
 
@@ -108,6 +116,7 @@ def describe(path: str | Path, *, key: str | None = None) -> dict[str, Any]:
         "columns": columns,
         "frame_time_ms": cine.frame_time_ms,
         "spacing_mm": None if cine.spacing_mm is None else list(cine.spacing_mm),
+        "angles_deg": None if cine.angles_deg is None else list(cine.angles_deg),
         "dynamic_range_db": cine.dynamic_range_db,
         "dynamic_range_known": cine.dynamic_range_known,
         "range": [float(cine.data.real.min()), float(magnitude.max())],

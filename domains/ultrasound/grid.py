@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from domains.ultrasound.containers import Cine
+from domains.ultrasound.scan import Fan, FanGrid
 from domains.ultrasound.sector import scan_converted
 
 SIDE = 64
@@ -19,6 +22,16 @@ SIDE = 64
 
 BLOCK = 2
 """Blocks of so many pixels a side are channels to the networks (`torch.nn.functional.pixel_unshuffle`)."""
+
+
+class Reduction(Protocol):
+    """Between the frames of a file and the networks' grid."""
+
+    def reduce(self, frames: Tensor) -> Tensor:
+        """Frames `(T, row, column)` on the grid."""
+
+    def restore(self, values: Tensor) -> Tensor:
+        """Values on the grid at the pixels of the frames."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +74,21 @@ class Grid:
         return out
 
 
-def grid_of(cine: Cine, sector: NDArray[np.bool_]) -> Grid:
-    """The grid of a cine: a square around the sector of a picture; all samples of echoes, their proportions kept if known."""
+def grid_of(cine: Cine, sector: NDArray[np.bool_]) -> Reduction:
+    """The grid of a cine: a square around the sector of a picture; of echoes along diverging beams a picture of the fan; of other
+    echoes all samples, their proportions kept if known."""
     shape = (int(sector.shape[0]), int(sector.shape[1]))
+    if cine.angles_deg is not None:
+        first, last = (math.radians(angle) for angle in cine.angles_deg)
+        return FanGrid(Fan(first, last, cine.apex, *shape), SIDE)
     if not scan_converted(cine):
         return Grid((0, shape[0]), (0, shape[1]), _proportions(cine, shape), shape)
+    return grid_around(sector)
+
+
+def grid_around(sector: NDArray[np.bool_]) -> Grid:
+    """The grid of a picture whose echoes lie in a mask `(row, column)`."""
+    shape = (int(sector.shape[0]), int(sector.shape[1]))
     rows, columns = np.where(sector.any(1))[0], np.where(sector.any(0))[0]
     height, width = int(rows[-1] - rows[0] + 1), int(columns[-1] - columns[0] + 1)
     side = max(shape)

@@ -1,4 +1,4 @@
-"""HDF5 cines: zea files (`data/...`, `scan/...`) and the plane-wave files of PICMUS (`US/US_DATASET0000`)."""
+"""HDF5 cines: zea files (`data/...`, `scan/...`), the plane-wave files of PICMUS (`US/US_DATASET0000`), and USTB's UFF."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domains.ultrasound.containers import Cine, Domain, Layout
+from domains.ultrasound.uff import read_uff, uff_objects
 from suite.errors import InputError
 from suite.files import existing, reading
 
@@ -29,7 +30,9 @@ def read_hdf5(path: Path, key: str | None = None) -> Cine:
             return _picmus(path, file)
         if "data" in file and isinstance(file["data"], h5py.Group):
             return _zea(path, file, key)
-    raise InputError(f"{path}: is no zea file (group data) and no PICMUS file (group {PICMUS}).")
+        if uff_objects(file):
+            return read_uff(path, file, key)
+    raise InputError(f"{path}: is no zea file (group data), no PICMUS file (group {PICMUS}) and no UFF file of USTB.")
 
 
 def _zea(path: Path, file: h5py.File, key: str | None) -> Cine:
@@ -66,11 +69,22 @@ def _zea(path: Path, file: h5py.File, key: str | None) -> Cine:
         dynamic_range_db=db,
         dynamic_range_known=domain == "grey" and low < 0,
         frame_time_ms=_frame_time(scan),
+        angles_deg=_angles(scan, chosen, array.shape[-1]),
         key=chosen,
         facts={"data": names}
         | {name: _number(scan, name) for name in ("sampling_frequency", "center_frequency", "sound_speed")},
         warnings=_stale(path, chosen, names),
     )
+
+
+def _angles(scan: Any, name: str, columns: int) -> tuple[float, float] | None:
+    """First and last beam from the vertical, in degrees, where every column is a beam of its own angle."""
+    if name == "image_sc" or "polar_angles" not in scan or scan["polar_angles"].size != columns:
+        return None
+    angles = np.degrees(np.asarray(scan["polar_angles"][()], float).ravel())
+    steps = np.diff(angles)
+    even = columns > 1 and np.allclose(steps, steps[0], rtol=0.05, atol=1e-6) and abs(angles[-1] - angles[0]) > 1
+    return (float(angles[0]), float(angles[-1])) if even else None
 
 
 def _stale(path: Path, chosen: str, names: list[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +47,9 @@ def white_of(cine: Cine) -> float | None:
 def write_outputs(run: Run, cine: Cine, result: Dehazed) -> dict[str, float | None]:
     """`dehazed.*` and `dehazed.npz`; returns the figures that need no truth."""
     write_cine(cine, result.output, run.output(cine_name(cine)))
+    notes = cine.source.with_suffix(".yml")
+    if cine.kind == "clarius" and notes.is_file():
+        shutil.copyfile(notes, run.output("dehazed.yml"))
     arrays = {
         "dehazed": result.dehazed,
         "haze": result.haze,
@@ -57,6 +61,8 @@ def write_outputs(run: Run, cine: Cine, result: Dehazed) -> dict[str, float | No
     }
     if result.std is not None:
         arrays["std"] = result.std
+    if result.half_width is not None:
+        arrays["half_width"] = result.half_width
     with run.output("dehazed.npz").open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     white = white_of(cine)
@@ -116,7 +122,7 @@ def report_of(run: Run, cine: Cine, result: Dehazed) -> Report:
     }
     rows = [{"figure": name, "value": value} for name, value in run.metrics.items()]
     figure = Figure("Frames", stacks, windows, caption="Grey levels 0..255; not for primary diagnosis.", aspect=aspect)
-    return Report("Ultrasound dehazing", verdict, reasons, facts, rows, run.warnings, [figure])
+    return Report("Ultrasound dehazing", verdict, reasons, facts, rows, run.warnings, figures=[figure])
 
 
 def _file_units(cine: Cine, signal: NDArray[Any], domain: str) -> NDArray[Any]:

@@ -2,78 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from pydantic import Field
 
 from domains.ultrasound.classical import CLASSICAL, REFERENCE
 from domains.ultrasound.containers import Cine, Domain
-from domains.ultrasound.grid import BLOCK, Grid, as_tensor, grid_of
+from domains.ultrasound.estimate import Clock, remaining
+from domains.ultrasound.grid import grid_of
 from domains.ultrasound.physics import compress, decompress, envelope
 from domains.ultrasound.sector import sector_of
-from domains.ultrasound.separation import JOINT, joint, restore
-from domains.ultrasound.training import UNITS, Kind
-from suite.config import Config, MainConfig
-from suite.errors import InputError
-from suite.prior import Prior, load_prior
-
-WEIGHTS = Path(__file__).parent / "weights"
-SHIPPED = {kind: WEIGHTS / f"echo-{kind}.safetensors" for kind in UNITS}
-STEPS, SAMPLING_STEPS = 1, 20
-"""Network evaluations of `restore`: of one estimate, and of each of several samples."""
+from domains.ultrasound.separation import JOINT
+from domains.ultrasound.settings import DehazeConfig
+from domains.ultrasound.training import Kind
+from suite.prior import Prior
+from suite.trust import interval_factor
 
 BRIGHT = 99.9
 """The percentile of the envelope of echoes (RF, IQ) that is shown white."""
-
-
-class InputSettings(Config):
-    """What the file does not tell.
-
-    Attributes:
-        domain: of the samples; None: as the file says or its values suggest.
-        dynamic_range_db: of the log compression; None: the file's own, or 60.
-    """
-
-    domain: Literal["grey", "envelope", "rf", "iq"] | None = None
-    dynamic_range_db: float | None = Field(default=None, gt=0, le=200)
-
-
-class DehazeConfig(MainConfig):
-    """Settings of `ultrasound dehaze`.
-
-    Attributes:
-        method: `restore` (default), `pigdm`, `dps`, `projection` (joint posterior with two priors), or without a network
-            `background`, `svd`, `rpca`.
-        strength: of `restore` and the classical methods, multiplies the haze before it is taken off; of the joint methods, gamma,
-            the weight of the haze in the sum.
-        window: frames around each over which `restore` looks for what does not move.
-        threshold: of `restore`, grey levels of 255 that its estimates are lowered by: so little is no haze.
-        haze_prior: of the joint methods, the second prior's file; `prior` is the tissue's.
-        begin: of the joint methods, the estimate to start from: the shipped `restore` network's (predict, then regenerate), or the
-            classical `background`.
-        noise_std: of the joint methods, of what neither signal explains, on the companded scale 0..1.
-        batch: frames that go through the network together.
-        input: what the file does not tell.
-        options: arguments of a joint method, e.g. `options.strength=1.0`.
-    """
-
-    method: Literal["restore", "pigdm", "dps", "projection", "background", "svd", "rpca"] | None = None
-    strength: float = Field(default=1.0, ge=0, le=10)
-    window: int = Field(default=21, ge=1)
-    threshold: float = Field(default=2.0, ge=0, le=255)
-    haze_prior: Path | None = None
-    begin: Literal["restore", "background"] = "restore"
-    noise_std: float = Field(default=0.05, gt=0)
-    batch: int = Field(default=25, ge=1)
-    input: InputSettings = InputSettings()
-    options: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,6 +35,7 @@ class Dehazed:
         dehazed, haze, input: in the domain where they add, `dehazed + haze = input`.
         reference: the classical result, as `dehazed`.
         std: sample standard deviation of `dehazed`, or None.
+        half_width: half of the 90 % interval about `dehazed`, or None.
         domain: `grey` (values of the file), `envelope` (0..1 of white), `rf` or `iq` (values of the file).
         sector: mask `(row, column)` of the pixels that could change.
         evaluations: of the network (of each, for two), per sample.
@@ -96,42 +47,10 @@ class Dehazed:
     input: NDArray[Any]
     reference: NDArray[Any]
     std: NDArray[np.float32] | None
+    half_width: NDArray[np.float32] | None
     domain: Domain
     sector: NDArray[np.bool_]
     evaluations: int
-
-
-Clock = Callable[[str], AbstractContextManager[Any]]
-Remaining = tuple[NDArray[np.float32], int]
-
-
-def choose_method(config: DehazeConfig) -> str:
-    """The method of a run.
-
-    Raises:
-        InputError: several samples of a method whose spread is no uncertainty.
-    """
-    name = config.method or "restore"
-    if config.samples > 1 and name != "restore":
-        raise InputError(
-            f"{name} is a point estimator here, whose spread is no uncertainty; with --samples {config.samples} use restore"
-        )
-    return name
-
-
-def load_priors(method: str, config: DehazeConfig, device: torch.device) -> dict[Kind, Prior]:
-    """The networks of a method: the named ones, or the shipped ones, checked for what they are."""
-    if method in CLASSICAL:
-        return {}
-    files: dict[Kind, Path | None] = {"tissue": config.prior, "haze": config.haze_prior}
-    if method == "restore":
-        files = {"restore": config.prior}
-    elif config.begin == "restore":
-        files["restore"] = None
-    return {
-        kind: load_prior(file or SHIPPED[kind], device, unit=UNITS[kind], channels=BLOCK**2)
-        for kind, file in files.items()
-    }
 
 
 def grey_of(cine: Cine) -> tuple[NDArray[np.float32], float]:
@@ -150,7 +69,6 @@ def dehaze(
     config: DehazeConfig,
     *,
     identity: str,
-    device: torch.device,
     clock: Clock,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Dehazed:
@@ -164,9 +82,7 @@ def dehaze(
     draws, evaluations = [], 0
     for sample in range(config.samples):
         name = f"{identity} sample {sample}"
-        kept, evaluations = remaining(
-            inside, sector, grid, method, priors, config, name, cine.dynamic_range_db, device, clock
-        )
+        kept, evaluations = remaining(inside, sector, grid, method, priors, config, name, cine.dynamic_range_db, clock)
         draws.append(combined(cine, np.where(where, kept, grey), grey, method))
         progress(sample + 1)
     added, given = added_domain(cine, method), combined(cine, grey, grey, method)
@@ -180,59 +96,32 @@ def dehaze(
         given,
         beside,
         std,
+        None if std is None else half_width(cine, mean, std, config.samples, priors),
         added,
         where.any(0) & sector,
         evaluations,
     )
 
 
+def half_width(
+    cine: Cine, mean: NDArray[Any], std: NDArray[np.float32], samples: int, priors: dict[Kind, Prior]
+) -> NDArray[np.float32]:
+    """Half of the 90 % interval: `t sqrt((scale std)^2 + floor^2)`, t of Student for so many samples.
+
+    Scale and floor (grey levels of 255 that no sample shows, such as coding noise) are the prior's calibration, else 1 and 0.
+    """
+    told = priors["restore"].card.calibration.get("intervals", {})
+    scale, floor = float(told.get("scale", 1.0)), float(told.get("floor", 0.0)) / 255
+    if cine.domain == "grey":
+        least: Any = floor * abs(cine.white - cine.black)
+    else:  # a grey level is a share of the envelope
+        least = floor * cine.dynamic_range_db / 20 * math.log(10) * np.abs(mean)
+    return np.asarray(interval_factor(samples) * np.hypot(scale * std, least), np.float32)
+
+
 def changeable(cine: Cine, sector: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Pixels that may change: in the sector, and not text or colour; broadcasts to the data."""
     return sector[None] if cine.fixed is None else sector[None] & ~cine.fixed
-
-
-def remaining(
-    grey: NDArray[np.float32],
-    sector: NDArray[np.bool_],
-    grid: Grid,
-    method: str,
-    priors: dict[Kind, Prior],
-    config: DehazeConfig,
-    identity: str,
-    dynamic_range_db: float,
-    device: torch.device,
-    clock: Clock,
-) -> Remaining:
-    """Grey values 0..1 without the haze, never brighter than before, and the network evaluations."""
-    if method in CLASSICAL:
-        with clock("operator"):
-            haze = grey - CLASSICAL[method](grey, sector)
-        return np.clip(grey - config.strength * np.clip(haze, 0, None), 0, 1), 0
-    coarse = grid.reduce(as_tensor(grey, device))
-    common: dict[str, Any] = {"seed": config.seed, "identity": identity, "chunk": config.batch, "clock": clock}
-    guess, first = grid.reduce(as_tensor(CLASSICAL[REFERENCE](grey, sector), device)), 0
-    if method == "restore" or (config.begin == "restore" and config.steps != 1):
-        steps = (config.steps if method == "restore" else None) or (STEPS if config.samples == 1 else SAMPLING_STEPS)
-        found, first = restore(coarse, priors["restore"], window=config.window, steps=steps, **common)
-        found = (found - config.threshold / 255).clamp_min(0)
-        if method == "restore":
-            return np.clip(grey - config.strength * grid.restore(found).cpu().numpy(), 0, None), first
-        guess = (coarse - found).clamp_min(0)
-    share, evaluations = joint(
-        coarse,
-        guess,
-        priors["tissue"],
-        priors["haze"],
-        method=method,
-        gamma=config.strength,
-        noise_std=config.noise_std,
-        dynamic_range_db=dynamic_range_db,
-        steps=None if config.steps is None else config.steps - first,
-        options=dict(config.options),
-        **common,
-    )
-    kept = grid.restore(share).cpu().numpy()
-    return compress(kept * decompress(grey, dynamic_range_db), dynamic_range_db).astype(np.float32), first + evaluations
 
 
 # --- domains ------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ DARK = 10 / 255
 
 def scan_converted(cine: Cine) -> bool:
     """Whether the rows and columns are those of a picture, and not samples and lines."""
-    return cine.domain == "grey" and cine.kind != "clarius"
+    return cine.domain == "grey" and cine.kind != "clarius" and cine.angles_deg is None
 
 
 def fan_shaped(mask: NDArray[np.bool_]) -> bool:

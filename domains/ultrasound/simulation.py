@@ -1,4 +1,4 @@
-"""Putting haze on a clean cine: multipath in the echoes, or clutter on the picture."""
+"""Putting haze on a clean cine: multipath in the echoes, clutter on the picture, or haze of many shapes."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from scipy import ndimage
 
 from domains.ultrasound.clutter import clutter, uniform
 from domains.ultrasound.containers import Cine
+from domains.ultrasound.haze import hazed, multipath_picture
 from domains.ultrasound.physics import compress, decompress
 from domains.ultrasound.pipeline import grey_of
-from domains.ultrasound.sector import sector_of
+from domains.ultrasound.sector import fan_shaped, scan_converted, sector_of
 from suite.config import Config
 from suite.noise import generator
 
-LEVELS = {"clutter": 1.0, "multipath": 0.2}
+LEVELS = {"clutter": 1.0, "multipath": 0.2, "mixed": 1.0}
 
 
 class SimulationConfig(Config):
     """Settings of `ultrasound simulate`.
 
     Attributes:
-        kind: `clutter` (grey pictures: near-field cone, reverberation bars) or `multipath` (echoes); None: by the domain.
-        level: of clutter, its brightness, 1 as published; of multipath, its RMS over that of the tissue.
+        kind: `clutter` (grey pictures: near-field cone, reverberation bars), `multipath` (echoes), or `mixed` (any of the haze that
+            the networks are trained on, `domains.ultrasound.haze`); None: clutter or multipath by the domain.
+        level: of clutter and mixed, its brightness, 1 as published or drawn; of multipath, its RMS over that of the tissue.
     """
 
-    kind: Literal["clutter", "multipath"] | None = None
+    kind: Literal["clutter", "multipath", "mixed"] | None = None
     level: float | None = Field(default=None, ge=0, le=10)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
@@ -41,9 +43,13 @@ def simulated(cine: Cine, config: SimulationConfig) -> tuple[NDArray[Any], str, 
     level = LEVELS[kind] if config.level is None else config.level
     rng = generator(config.seed, f"haze {cine.data.shape}")
     sector = sector_of(cine)
-    if kind == "clutter":
+    if kind != "multipath":
         grey, _ = grey_of(cine)
-        haze = clutter(torch.from_numpy(sector), cine.frames, rng, level).numpy() / 255
+        mask = torch.from_numpy(sector)
+        if kind == "clutter":
+            haze = np.asarray(clutter(mask, cine.frames, rng, level).numpy() / 255)
+        else:
+            haze = np.asarray(level * (hazed(torch.from_numpy(grey), mask, rng).numpy() - grey))
         if cine.domain == "grey":
             return cine.black + (cine.white - cine.black) * np.clip(grey + haze, 0, 1), kind, level
         share = decompress(np.clip(grey + haze, 0, 1).astype(np.float64)) / np.maximum(
@@ -58,6 +64,9 @@ def simulated(cine: Cine, config: SimulationConfig) -> tuple[NDArray[Any], str, 
 def _on_envelope(cine: Cine, sector: NDArray[np.bool_], rng: torch.Generator, level: float) -> NDArray[Any]:
     """Multipath of a picture or an envelope: echoes of random phase have it, so that it adds as echoes do."""
     db = cine.dynamic_range_db
+    if scan_converted(cine) and fan_shaped(sector):  # there the beams diverge
+        fan = multipath_picture(torch.from_numpy(cine.grey()), torch.from_numpy(sector), rng, level, db).numpy()
+        return cine.black + (cine.white - cine.black) * np.where(sector, fan, cine.grey())
     seen = decompress(cine.grey().astype(np.float64), db) if cine.domain == "grey" else cine.data.astype(np.float64)
     phase = 2 * math.pi * torch.rand(seen.shape[1:], generator=rng).numpy()  # the same in all frames: haze hardly moves
     echoes = seen * np.exp(1j * phase)

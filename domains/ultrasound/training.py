@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from domains.ultrasound.arrays import npz_cines
-from domains.ultrasound.clutter import clutter, uniform
+from domains.ultrasound.clutter import uniform
 from domains.ultrasound.context import CHANNELS
 from domains.ultrasound.grid import BLOCK
+from domains.ultrasound.haze import hazed, smooth_field
 from domains.ultrasound.physics import compand, decompress
+from domains.ultrasound.tissue import simulated_tissue
 from suite.config import Config
 from suite.errors import InputError
 from suite.noise import generator
@@ -45,6 +47,7 @@ class DataConfig(Config):
         weights: name pattern of a file -> relative share (default 1).
         real: share of the pictures with the haze of their own file, where it has one.
         plain: share of the pictures without haze.
+        simulated: share of the pictures whose tissue is simulated (`domains.ultrasound.tissue`).
         side: frames of more pixels a side are averaged in blocks until they fit.
         window: longest window of frames for the context.
         dynamic_range_db: of the log compression.
@@ -55,8 +58,9 @@ class DataConfig(Config):
     validation: list[str] = Field(default_factory=list)
     exclude: list[str] = Field(default_factory=list)
     weights: dict[str, float] = Field(default_factory=dict)
-    real: float = Field(default=0.4, ge=0, le=1)
-    plain: float = Field(default=0.1, ge=0, le=1)
+    real: float = Field(default=0.2, ge=0, le=1)
+    plain: float = Field(default=0.2, ge=0, le=1)
+    simulated: float = Field(default=0.0, ge=0, le=1)
     side: int = Field(default=64, ge=16)
     window: int = Field(default=25, ge=1)
     dynamic_range_db: float = Field(default=60.0, gt=0)
@@ -172,20 +176,32 @@ class HazePictures:
         config = self.config
         longest = min(config.window, len(subject.tissue))
         length = 1 if uniform(rng, 0, 1) < 0.1 else 1 + int(torch.randint(longest, (), generator=rng))
-        first = int(torch.randint(len(subject.tissue) - length + 1, (), generator=rng))
-        frames = slice(first, first + length)
         draw = uniform(rng, 0, 1)
         real = subject.hazy is not None and draw < config.real
-        both = subject.tissue[frames] if not real else torch.cat([subject.tissue[frames], subject.hazy[frames]])  # type: ignore[index]
-        both = placed(both, patch, rng, vary=vary)
-        if real:
-            return both[:length], both[length:]
-        tissue = regraded(both, rng) if vary else both
-        sector = filled(tissue.amax(0) > 0.05)
+        if vary and not real and uniform(rng, 0, 1) < config.simulated:
+            tissue = simulated_tissue(length, patch, rng)
+        else:
+            frames = successive(len(subject.tissue), length, rng, vary=vary)
+            parts = [subject.tissue[frames]] + ([subject.hazy[frames]] if real else [])  # type: ignore[index]
+            both = placed(torch.cat(parts), patch, rng, vary=vary)
+            if real:
+                return both[:length], both[length:]
+            tissue = regraded(both, rng) if vary else both
         if draw > 1 - config.plain and self.kind == "restore":
             return tissue, tissue
-        haze = clutter(sector, length, rng, level=uniform(rng, 0.5, 1.1)) / 255
-        return tissue, (tissue + haze).clamp(0, 1)
+        sector = filled(tissue.amax(0) > 0.05)
+        return tissue, hazed(tissue, sector, rng) if bool(sector.any()) else tissue
+
+
+def successive(count: int, length: int, rng: torch.Generator, *, vary: bool) -> Tensor:
+    """Numbers of `length` frames in order; at times slowed down, so that tissue may stand still too, or every second one."""
+    draw, speed = uniform(rng, 0, 1), 1.0
+    if vary and draw < 0.4:
+        speed = uniform(rng, 0, 1)
+    elif draw > 0.6 and 2 * length <= count:
+        speed = 2.0
+    steps = (speed * torch.arange(length)).long()
+    return int(torch.randint(count - int(steps[-1]), (), generator=rng)) + steps
 
 
 def placed(frames: Tensor, patch: int, rng: torch.Generator, *, vary: bool) -> Tensor:
@@ -210,9 +226,11 @@ def filled(mask: Tensor) -> Tensor:
 
 
 def regraded(frames: Tensor, rng: torch.Generator) -> Tensor:
-    """Another gain, contrast and gamma, as another vendor's display would have."""
+    """Another gain, contrast and gamma, as another vendor's display would have, and at times an uneven gain."""
     gamma, gain = math.exp(uniform(rng, -0.5, 0.5)), uniform(rng, 0.6, 1.2)
-    return (gain * frames.clamp(0, 1) ** gamma).clamp(0, 1)
+    uneven = uniform(rng, 0, 0.35) if uniform(rng, 0, 1) < 0.5 else 0.0
+    field = 1 + uneven * smooth_field(frames.shape[1:], int(uniform(rng, 3, 8)), rng)
+    return (gain * field * frames.clamp(0, 1) ** gamma).clamp(0, 1)
 
 
 def picture_source(paths: Sequence[Path], kind: Kind, config: DataConfig) -> tuple[HazePictures, list[str], list[str]]:

@@ -25,13 +25,15 @@ from domains.ultrasound.metrics import (
 )
 from domains.ultrasound.output import doubts, report_of, shown, white_of, write_outputs
 from domains.ultrasound.physics import decompress
-from domains.ultrasound.pipeline import DehazeConfig, choose_method, dehaze, load_priors
+from domains.ultrasound.pipeline import dehaze
 from domains.ultrasound.sector import fan_shaped, scan_converted, sector_of
 from domains.ultrasound.separation import JOINT
+from domains.ultrasound.settings import DehazeConfig, choose_method, load_priors
 from domains.ultrasound.simulation import SimulationConfig, simulated
 from suite.config import load_config
 from suite.errors import InputError
 from suite.options import MainOptions, command_line
+from suite.prior import Prior
 from suite.progress import progress
 from suite.records import emit
 from suite.report import write_report
@@ -101,9 +103,7 @@ def dehaze_verb(path: Path, strength: float | None, options: MainOptions) -> Non
         method=method,
         overwrite=options.overwrite,
     ) as run:
-        cine = read_cine(
-            path, key=config.key, domain=config.input.domain, dynamic_range_db=config.input.dynamic_range_db
-        )
+        cine = read_cine(path, key=config.key, **config.input.model_dump())
         priors = load_priors(method, config, device)
         if priors:
             first = next(iter(priors.values()))
@@ -117,7 +117,6 @@ def dehaze_verb(path: Path, strength: float | None, options: MainOptions) -> Non
                 priors,
                 config,
                 identity=sha256_file(path),
-                device=device,
                 clock=run.clock,
                 progress=update,
             )
@@ -126,15 +125,20 @@ def dehaze_verb(path: Path, strength: float | None, options: MainOptions) -> Non
         run.metrics = write_outputs(run, cine, result)
         run.extra |= {"domain_added": result.domain, "frames": cine.frames, "strength": config.strength}
         if config.samples > 1:
-            run.warn(
-                "The standard deviation is too small: see docs/ultrasound.md, Measured, for how often it covers the truth."
-            )
+            _tell_intervals(run, priors["restore"])
         for sentence in doubts(run.metrics):
             run.warn(sentence)
         if options.report:
             write_report(report_of(run, cine, result), run.output("report.html"))
     if not emit(run.record, options.json_to) and not options.quiet:
         _tell(options.output, run.record)
+
+
+def _tell_intervals(run: Run, prior: Prior) -> None:
+    told = prior.card.calibration.get("intervals")
+    run.extra["intervals"] = {"level": 0.9} | ({} if told is None else {k: told[k] for k in ("scale", "floor", "data")})
+    if told is None:
+        run.warn(f"The intervals of {prior.card.name} were never measured; `ultrasound calibrate` does that.")
 
 
 def _warn(run: Run, cine: Cine, method: str) -> None:
@@ -145,7 +149,8 @@ def _warn(run: Run, cine: Cine, method: str) -> None:
             f"{cine.source.name} does not tell its dynamic range; {cine.dynamic_range_db:g} dB is assumed to undo the log "
             "compression (--set input.dynamic_range_db)."
         )
-    if method not in CLASSICAL and not (scan_converted(cine) and fan_shaped(sector_of(cine))):
+    fan = cine.angles_deg is not None or (scan_converted(cine) and fan_shaped(sector_of(cine)))
+    if method not in CLASSICAL and not fan:
         run.warn("The networks know pictures of hearts in a fan-shaped sector; here they may take tissue for haze.")
 
 
