@@ -144,31 +144,63 @@ class HeadDenoiser(Denoiser):
         o = self.network(x, t, y)
         if self.head == "x0":
             return o
-        if self.head == "residual":
-            return _needed(y, self.head) - o
-        process, z = self.process, self.process.shift(x, t, y)
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        match self.head:
-            case "eps":
-                by_z, by_o, over = torch.ones_like(sigma), -sigma, alpha
-            case "v":
-                by_z, by_o, over = alpha, -sigma, alpha**2 + sigma**2
-            case "score":
-                by_z, by_o, over = torch.ones_like(sigma), sigma**2, alpha
-            case "resnoise":
-                c = _resnoise_weight(process, self.weight, t)
-                by_z, by_o, over = torch.ones_like(sigma), -sigma, alpha + sigma * c
-                o = o - c.to(x.dtype) * _needed(y, self.head)
-            case _:  # flow
-                alpha1, beta1, sigma1 = process.derivatives(t)
-                by_z, by_o, over = -sigma1, sigma, sigma * alpha1 - alpha * sigma1
-                o = o - beta1.to(x.dtype) * _needed(y, self.head) if process.anchored else o
-        if not bool((over.abs() > _SMALLEST * by_o.abs()).all()):  # written so that NaN is refused too
-            raise InputError(
-                f"a network with the {self.head} head does not determine x0 at the start of the process {process.name} "
-                f"(t = {float(t.max()):.4g}, where alpha vanishes); use an x0 head there, or start at a smaller t"
-            )
-        return (by_z / over).to(x.dtype) * z + (by_o / over).to(x.dtype) * o
+        process = self.process
+        weight = _resnoise_weight(process, self.weight, t)
+        slopes = process.derivatives(t) if self.head == "flow" else None
+        z = process.shift(x, t, y)
+        return read_head(self.head, o, z, process.alpha(t), process.sigma(t), y, weight=weight, slopes=slopes)
+
+
+def read_head(
+    head: str,
+    o: Tensor,
+    z: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    y: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    slopes: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:
+    """x0 from a network's output `o` at `z = alpha x0 + sigma eps`: the table of `HeadDenoiser`.
+
+    Args:
+        head: one of `HEADS`.
+        o, z: `(B, C, *spatial)`; alpha, sigma broadcast against them.
+        y: degraded signal (heads residual and resnoise, and flow of an anchored process).
+        weight: c of the resnoise head (default `sigma / 2`).
+        slopes: `(alpha', beta', sigma')` of the flow head.
+
+    Raises:
+        InputError: `y` is missing, or the head does not determine x0 here (eps where alpha = 0).
+    """
+    one, of_y = torch.ones_like(sigma), torch.zeros_like(sigma)
+    match head:
+        case "eps":
+            of_z, of_o, over = one, -sigma, alpha
+        case "x0":
+            return o
+        case "v":
+            of_z, of_o, over = alpha, -sigma, alpha**2 + sigma**2
+        case "score":
+            of_z, of_o, over = one, sigma**2, alpha
+        case "residual":
+            return _needed(y, head) - o
+        case "resnoise":
+            c = sigma / 2 if weight is None else weight
+            of_z, of_o, of_y, over = one, -sigma, sigma * c, alpha + sigma * c
+        case "flow" if slopes is not None:
+            alpha1, beta1, sigma1 = slopes
+            of_z, of_o, of_y, over = -sigma1, sigma, -sigma * beta1, sigma * alpha1 - alpha * sigma1
+        case _:
+            raise _unknown(head)
+    if not bool((over.abs() > _SMALLEST * of_o.abs()).all()):  # written so that NaN is refused too
+        raise InputError(
+            f"a network with the {head} head does not determine x0 where alpha vanishes, as it does at the start of some "
+            "processes; use an x0 head there, or start at a smaller t"
+        )
+    mean = (of_z / over).to(z.dtype) * z + (of_o / over).to(z.dtype) * o
+    return mean + (of_y / over).to(z.dtype) * _needed(y, head) if bool((of_y != 0).any()) else mean
 
 
 def _resnoise_weight(process: Process, weight: Schedule | None, t: Tensor) -> Tensor:

@@ -87,18 +87,24 @@ class DPMpp3M(Multistep):
     """DPM-Solver++ multistep of order three: D extrapolated by the parabola through its last three values, in lambda.
 
     `z_s = (sigma_s/sigma_t) z + alpha_s h int e^{-h(1 - tau)} D(tau) d tau`, tau from 0 to 1 along the step, with the
-    parabola integrated exactly. (Lu et al.'s published implementation halves the weight of the curvature, which costs
-    an order.)
+    parabola integrated exactly.
+
+    Args:
+        halved: halve the weight of the curvature, as Lu et al.'s published implementation and MRS's ODE-3 do; it costs an
+            order.
     """
 
     name = "dpmpp-3m"
     order = 3
 
+    def __init__(self, halved: bool = False) -> None:
+        self.curvature = 0.5 if halved else 1.0
+
     def coefficients(self, model: Model, t: Knot, s: Knot, earlier: list[Knot]) -> list[Tensor]:
         h = s.log_snr - t.log_snr
         nodes = [(knot.log_snr - t.log_snr) / h for knot in earlier]
         first = 1 + torch.expm1(-h) / h  # h int e^{-h(1 - tau)} tau^k d tau, k = 1, 2, by parts
-        second = 1 - 2 * first / h
+        second = self.curvature * (1 - 2 * first / h)
         return [s.alpha * w for w in interpolation_weights(nodes, [first, second])]
 
 
@@ -106,10 +112,16 @@ class DPMppSDE2M(Multistep):
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, section 5): the ancestral DDIM step with D extrapolated in lambda.
 
     `z_s = (sigma_s/sigma_t) e^-h z + alpha_s (1 - e^-2h) (D + (D - D_prev) / (2r)) + sigma_s sqrt(1 - e^-2h) xi`.
+
+    Args:
+        midpoint: True is the paper's rule, above; False integrates the line exactly (MRS's SDE-2), as in `DPMpp2M`.
     """
 
     name = "dpmpp-sde"
     order = 2
+
+    def __init__(self, midpoint: bool = True) -> None:
+        self.midpoint = midpoint
 
     def base(self, model: Model, mean: Tensor, eps: Tensor, t: Knot, s: Knot) -> Tensor:
         return mean if s.clean else noisy_first_order(model, mean, eps, s, ancestral_noise(t, s))
@@ -117,7 +129,8 @@ class DPMppSDE2M(Multistep):
     def coefficients(self, model: Model, t: Knot, s: Knot, earlier: list[Knot]) -> list[Tensor]:
         h = s.log_snr - t.log_snr
         node = (earlier[0].log_snr - t.log_snr) / h
-        return [s.alpha * -torch.expm1(-2 * h) / 2 / node]
+        moment = -torch.expm1(-2 * h) / 2 if self.midpoint else 1 + torch.expm1(-2 * h) / (2 * h)
+        return [s.alpha * moment / node]
 
 
 class DEIS(Multistep):

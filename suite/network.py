@@ -9,16 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from suite.denoiser import read_head
 from suite.errors import InputError
 
 _CONV: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _UP: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+TWO_HEADS = "residual+eps"  # RDDM's pair (Liu et al. 2024): y - x0 and eps, each in its own channels
+Head = Literal["edm", "eps", "x0", "v", "residual", "resnoise", "residual+eps"]
 
 
 class NoiseEmbedding(nn.Module):
@@ -147,17 +151,28 @@ class Preconditioned(nn.Module):
     anchored end of a bridge, where alpha = sigma = 0 and z says nothing, `D = s F(0; log(largest ratio) / 4)`: the network
     as a predictor of x0 from its condition.
 
+    With another head the network's output means what `suite.denoiser.HeadDenoiser` says, y being the first channels of the
+    condition; its input is `z / n` all the same.
+
     Args:
         network: called as `network(input, c_noise)`.
         sigma_data: data scale s, in the units of x0.
         sigma_range: the ratios sigma/alpha it was trained on; the embedding is clipped to them.
+        head: `edm`, the above; one of `suite.denoiser.HEADS`; or `residual+eps`, with twice the output channels.
     """
 
-    def __init__(self, network: nn.Module, sigma_data: float, sigma_range: tuple[float, float] = (1e-3, 1e2)) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        sigma_data: float,
+        sigma_range: tuple[float, float] = (1e-3, 1e2),
+        head: str = "edm",
+    ) -> None:
         super().__init__()
         self.network = network
         self.sigma_data = sigma_data
         self.sigma_range = sigma_range
+        self.head = head
 
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`(c_skip, c_out, c_in)`."""
@@ -168,9 +183,25 @@ class Preconditioned(nn.Module):
         return alpha * self.sigma_data**2 / n**2, c_out, torch.where(pinned, 0.0, 1 / n)
 
     def forward(self, z: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        """`alpha`, `sigma`: one value per batch item, shape `(B or 1, 1, ..., 1)`.
+        """D; with two heads `y - r`, then eps, side by side as channels. Arguments as in `output`."""
+        return self.read(self.output(z, alpha, sigma, condition), z, alpha, sigma, condition)
 
-        The network works in the precision of its weights, the sum around it in that of `z`.
+    def read(self, o: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The answer of `forward` from what `output` gave."""
+        if self.head == "edm":
+            c_skip, c_out, _ = (c.to(z.dtype) for c in self.coefficients(alpha, sigma))
+            return c_skip * z + c_out * o
+        y = None if condition is None else condition[:, : z.shape[1]]
+        if self.head == TWO_HEADS:
+            residual, eps = o.chunk(2, dim=1)
+            return torch.cat([read_head("residual", residual, z, alpha, sigma, y), eps], dim=1)
+        return read_head(self.head, o, z, alpha, sigma, y)
+
+    def output(self, z: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        """What the network says, in the terms of its head.
+
+        `alpha`, `sigma`: one value per batch item, shape `(B or 1, 1, ..., 1)`. The network works in the precision of its
+        weights, the sum around it in that of `z`.
 
         Raises:
             InputError: the noise level varies within an item; this network knows one level per item.
@@ -179,11 +210,11 @@ class Preconditioned(nn.Module):
             raise InputError(
                 "this network takes one noise level per batch item; use one trained with per-element levels"
             )
-        c_skip, c_out, c_in = (c.to(z.dtype) for c in self.coefficients(alpha, sigma))
+        c_in = self.coefficients(alpha, sigma)[2].to(z.dtype)
         low, high = self.sigma_range
         ratio = torch.where(alpha > 0, sigma / alpha.clamp_min(1e-12), high).clamp(low, high)
         dtype = next(self.network.parameters(), z).dtype
         c_noise = (ratio.log() / 4).to(dtype).reshape(-1).expand(z.shape[0])
         x = c_in * z if condition is None else torch.cat([c_in * z, condition], dim=1)
-        out: Tensor = c_skip * z + c_out * self.network(x.to(dtype), c_noise).to(z.dtype)
+        out: Tensor = self.network(x.to(dtype), c_noise).to(z.dtype)
         return out

@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from suite.denoiser import Denoiser
+from suite.denoiser import Denoiser, noise_estimate
 from suite.errors import InputError
 from suite.foreign.chain import ChainNetwork
 from suite.masking import MaskUNet
-from suite.network import Preconditioned, UNet
+from suite.network import TWO_HEADS, Preconditioned, UNet
 from suite.process import Process, process
 
 ARCHITECTURES: dict[str, type[UNet] | type[MaskUNet]] = {
@@ -128,7 +128,8 @@ class PriorDenoiser(Denoiser):
         prior: the prior; its device decides where the network runs.
         proc: the process whose states are denoised; unanchored unless the network takes a condition.
         precision: `auto` (bfloat16 where the processor multiplies it natively, else float32), `float32` or `bfloat16`.
-        pixels: at most this many spatial positions go through the network at once; larger batches are split.
+        pixels: at most this many spatial positions go through the network at once; larger batches are split. By default what
+            fills a GPU; on a processor what its caches hold, so that a large image goes alone.
         clock: context manager factory timing the network.
 
     Raises:
@@ -141,7 +142,7 @@ class PriorDenoiser(Denoiser):
         proc: Process,
         *,
         precision: str = "auto",
-        pixels: int = 1 << 20,
+        pixels: int | None = None,
         clock: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         if proc.anchored and not prior.card.condition_channels:
@@ -151,12 +152,23 @@ class PriorDenoiser(Denoiser):
             )
         if precision not in ("auto", "float32", "bfloat16"):
             raise InputError(f"there is no precision {precision!r}; choose auto, float32 or bfloat16")
-        self.prior, self.process, self.pixels, self.clock = prior, proc, pixels, clock
+        self.prior, self.process, self.clock = prior, proc, clock
         self.evaluations = 0
         device = next(prior.net.parameters()).device
+        self.pixels = pixels or (1 << 16 if device.type == "cpu" else 1 << 20)
         self.autocast = precision == "bfloat16" or (precision == "auto" and native_bfloat16(device))
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """One network evaluation; see `predict`."""
+        return self._evaluate(x, t, y)[:, : self.prior.card.channels]
+
+    def predict(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`(mean, eps)`; a network of two heads says both, and they need not agree with x."""
+        out = self._evaluate(x, t, y)
+        mean, eps = out[:, : x.shape[1]], out[:, x.shape[1] :]
+        return mean, eps if eps.shape[1] else noise_estimate(self.process, x, t, mean, y)
+
+    def _evaluate(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         """One network evaluation, counted once for the batch.
 
         `y` is not used by a prior without a condition (no anchored process has such a prior).
@@ -268,12 +280,13 @@ def _network(card: Card, path: Path) -> Preconditioned | ChainNetwork:
     except (TypeError, KeyError, ValidationError, InputError) as error:
         raise InputError(f"the card of {path} does not describe a prior: {str(error).splitlines()[0]}") from error
     channels = unet.settings["in_channels"], unet.settings["out_channels"]
-    if channels != (card.channels + card.condition_channels, card.channels):
+    heads = 2 if card.head == TWO_HEADS else 1
+    if channels != (card.channels + card.condition_channels, heads * card.channels):
         raise InputError(
             f"the card of {path} says {card.channels} channel(s) and {card.condition_channels} of a condition; "
             f"its network takes {channels[0]} and returns {channels[1]}"
         )
-    return Preconditioned(unet, card.sigma_data, card.sigma_range)
+    return Preconditioned(unet, card.sigma_data, card.sigma_range, card.head)
 
 
 def describe(path: Path) -> dict[str, Any]:

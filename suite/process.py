@@ -181,6 +181,22 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> 
     )
 
 
+def interpolant(noise: float = 1.0) -> Process:
+    """Straight path from x0 to y with a Brownian bridge's noise: `(1 - t) x0 + t y + noise sqrt(t (1 - t)) eps`.
+
+    The one-sided view of a stochastic interpolant (Albergo, Boffi and Vanden-Eijnden 2023, eq. 2.1 with linear I); also BBDM
+    (Li et al. 2023, `noise = sqrt(2)`) and the limit k -> 1 of `sb_ve`. Exactly y at t = 1.
+    """
+    return Process(
+        "interpolant",
+        lambda t: 1 - t,
+        lambda t: t,
+        lambda t: noise * torch.sqrt((t * (1 - t)).clamp_min(0)),
+        anchored=True,
+        parameters={"noise": noise},
+    )
+
+
 def flow_matching() -> Process:
     """Straight path `x = (1 - t) x0 + t eps` (Lipman et al. 2023; Liu et al. 2023); alpha(1) = 0."""
     return Process("flow", lambda t: 1 - t, _zero, lambda t: t)
@@ -316,6 +332,7 @@ PROCESSES: dict[str, Callable[..., Process]] = {
     "resshift": resshift,
     "resfusion": resfusion,
     "sb-ve": sb_ve,
+    "interpolant": interpolant,
 }
 
 

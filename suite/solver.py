@@ -109,6 +109,22 @@ def resfusion_noise(t: Knot, s: Knot) -> Tensor:
     return (s.sigma / t.sigma) * torch.sqrt((1 - (1 - t.sigma**2) / (1 - s.sigma**2)).clamp_min(0))
 
 
+Form = Callable[[Tensor, Tensor, Tensor, Knot, Knot, Tensor], Tensor]
+
+
+def direct(z: Tensor, mean: Tensor, eps: Tensor, t: Knot, s: Knot, kept: Tensor) -> Tensor:
+    """`alpha_s D + kept eps`."""
+    return s.alpha * mean + kept * eps
+
+
+def incremental(z: Tensor, mean: Tensor, eps: Tensor, t: Knot, s: Knot, kept: Tensor) -> Tensor:
+    """`z - (alpha_t - alpha_s) D - (sigma_t - kept) eps`, RDDM's way to write it.
+
+    The same as `direct` where D and eps agree with z, which those of a network of two heads need not.
+    """
+    return z - (t.alpha - s.alpha) * mean - (t.sigma - kept) * eps
+
+
 class DDIM(Solver):
     """`z_s = alpha_s D + sqrt(sigma_s^2 - v^2) eps + v xi` (Song et al. 2021, DDIM, eq. 12 and 16, on z).
 
@@ -117,27 +133,29 @@ class DDIM(Solver):
         injected: std of a kernel's noise, at most sigma_s. The default is that of the Markov posterior;
             `residual_noise` and `resfusion_noise` make the authors' samplers of RDDM, ResShift and Resfusion, `lambda
             t, s: s.sigma` that of DDS and DDNM.
+        form: `direct`, or `incremental` for networks that say D and eps each by a head of its own.
     """
 
     name = "ddim"
     elementwise = True
 
-    def __init__(self, eta: float = 0.0, injected: Injected = ancestral_noise) -> None:
+    def __init__(self, eta: float = 0.0, injected: Injected = ancestral_noise, form: Form = direct) -> None:
         if not 0 <= eta <= 1:
             raise InputError(f"DDIM's eta lies between 0 (deterministic) and 1 (ancestral); it is {eta}")
-        self.eta, self.injected = eta, injected
+        self.eta, self.injected, self.form = eta, injected, form
 
     def step(
         self, model: Model, z: Tensor, mean: Tensor, eps: Tensor, t: Knot, s: Knot, history: History
     ) -> tuple[Tensor, History]:
         if self.eta == 0 or s.clean:
-            return first_order(mean, eps, s), history
+            return self.form(z, mean, eps, t, s, s.sigma), history
         v = torch.where(t.sigma > 0, self.eta * self.injected(t, s), 0.0)  # at the end of a bridge eps is fresh already
         if bool((v > s.sigma * (1 + 1e-9)).any()):
             raise InputError(
                 "the noise injected by a DDIM step exceeds sigma at its end; its std must be at most sigma_s"
             )
-        return noisy_first_order(model, mean, eps, s, v), history
+        kept = torch.sqrt((s.sigma**2 - v**2).clamp_min(0))
+        return self.form(z, mean, eps, t, s, kept) + v * model.draw(mean), history
 
 
 class Euler(Solver):

@@ -34,7 +34,10 @@ def new_prior(given: dict[str, Any]) -> Path:
 
 
 def train_prior(
-    given: dict[str, Any], model: type[C], prepare: Callable[[C], tuple[Source, Callable[[Trainer], Card]]]
+    given: dict[str, Any],
+    model: type[C],
+    prepare: Callable[[C], tuple[Source, Callable[[Trainer], Card]]],
+    trained_by: Callable[..., Trainer] = Trainer,
 ) -> None:
     """Train as the options say, write the prior, and tell.
 
@@ -42,6 +45,7 @@ def train_prior(
         given: the options `output`, `config`, `overrides`, `seed`, `device`, `resume`, `minutes`, `overwrite`, `quiet`, `json_to`.
         model: the domain's training settings.
         prepare: reads the data; returns the source and what makes the card of a finished training.
+        trained_by: the trainer, where a domain has one of its own.
     """
     output = new_prior(given)
     options = {} if given["seed"] is None else {"seed": given["seed"]}
@@ -49,7 +53,7 @@ def train_prior(
     device = resolve_device(given["device"] or "auto")
     source, card_of = prepare(config)
     output.parent.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, source, output, device)
+    trainer = trained_by(config, source, output, device)
     if given["resume"]:
         trainer.resume()
     with progress("Training", config.steps, quiet=given["quiet"]) as update:

@@ -1,7 +1,8 @@
 """One trainer for every domain, process and head.
 
 The network learns `F` of EDM preconditioning (suite/network.py): the regression target `(x0 - c_skip z) / c_out` has
-unit variance at every noise level, so the loss needs no weighting (Karras et al. 2022, section 5).
+unit variance at every noise level, so the loss needs no weighting (Karras et al. 2022, section 5). With another head it
+learns that head's target (suite/denoiser.py), unweighted too, as the authors of these heads do.
 Every step draws its data, times and noise from a generator made of the seed and the step's number: a resumed run equals
 an undisturbed one.
 """
@@ -17,24 +18,27 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from suite.denoiser import target
 from suite.errors import InputError
+from suite.families import family
 from suite.masking import MaskUNet
-from suite.network import Preconditioned, UNet
+from suite.network import TWO_HEADS, Head, Preconditioned, UNet
 from suite.noise import generator
 from suite.process import Process, process
 
 
 class NetworkConfig(BaseModel):
-    """The backbone; `masking` makes it a `MaskUNet`."""
+    """The backbone; `masking` makes it a `MaskUNet`, and `places` is one of its arguments."""
 
     model_config = ConfigDict(extra="forbid")
     masking: bool = False
+    places: int = Field(default=0, ge=0)
     channels: list[int] = [48, 96, 192, 256]
     blocks: int = 2
     dims: Literal[1, 2, 3] = 2
@@ -56,12 +60,19 @@ class NoiseLevels(BaseModel):
 
 
 class TrainingConfig(BaseModel):
-    """What is trained, and how. One file of this kind, and the data, make a prior."""
+    """What is trained, and how. One file of this kind, and the data, make a prior.
+
+    `family` stands for process, head, loss and noise levels as the authors of a restoration diffusion have them
+    (suite/families.py); what is set beside it has precedence.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    family: str | None = None
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     process: str = "edm"
     process_parameters: dict[str, float] = Field(default_factory=dict)
+    head: Head = "edm"
+    loss: Literal["l2", "l1"] = "l2"
     sigma_data: float = Field(default=0.5, gt=0)
     noise: NoiseLevels = Field(default_factory=NoiseLevels)
     patch: int = Field(default=64, ge=1)
@@ -77,9 +88,18 @@ class TrainingConfig(BaseModel):
     validate_every: int = Field(default=1000, ge=1)
     validation_levels: list[PositiveFloat] = [0.005, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, data: Any) -> Any:
+        named = data.get("family") if isinstance(data, dict) else None
+        return data if named is None else {**family(named).training(), **data}
+
 
 class Source(Protocol):
-    """Training data of a domain."""
+    """Training data of a domain.
+
+    A source may also have `penalty(estimate, x0, y)`, `(B,)`, which is added to the loss.
+    """
 
     channels: int
     condition_channels: int
@@ -108,14 +128,36 @@ def assign_noise(x0: Tensor, eps: Tensor) -> Tensor:
     return eps[torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device=eps.device)]
 
 
-def residual_loss(net: Preconditioned, proc: Process, x0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor) -> Tensor:
-    """`|F - (x0 - c_skip z)/c_out|^2`, one value per batch item; `z` needs no `y`: it is the state less its anchor."""
+Penalty = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def residual_loss(
+    net: Preconditioned,
+    proc: Process,
+    x0: Tensor,
+    y: Tensor | None,
+    t: Tensor,
+    eps: Tensor,
+    penalty: Penalty | None = None,
+    norm: Literal["l2", "l1"] = "l2",
+) -> Tensor:
+    """`|F - (x0 - c_skip z)/c_out|^2`, or the same of another head's target; one value per batch item.
+
+    `z` needs no `y`: it is the state less its anchor.
+    """
     time_ = t.reshape(-1, *(1,) * (x0.ndim - 1))
     alpha, sigma = proc.alpha(time_).to(x0.dtype), proc.sigma(time_).to(x0.dtype)
     z = alpha * x0 + sigma * eps
-    _, c_out, _ = net.coefficients(alpha, sigma)
-    loss: Tensor = ((net(z, alpha, sigma, y) - x0) / c_out).square().flatten(1).mean(1)
-    return loss
+    o = net.output(z, alpha, sigma, y)
+    if net.head == "edm":
+        error = (net.read(o, z, alpha, sigma, y) - x0) / net.coefficients(alpha, sigma)[1]
+    else:  # RDDM's two heads are learned side by side
+        own = None if y is None else y[:, : x0.shape[1]]
+        error = o - torch.cat([target(head, proc, x0, eps, time_, own) for head in net.head.split("+")], dim=1)
+    loss: Tensor = (error.abs() if norm == "l1" else error.square()).flatten(1).mean(1)
+    if penalty is None:
+        return loss
+    return loss + penalty(net.read(o, z, alpha, sigma, y)[:, : x0.shape[1]], x0, y)
 
 
 class Trainer:
@@ -125,12 +167,21 @@ class Trainer:
         self.config, self.source, self.output, self.device = config, source, output, device
         self.process = process(config.process, **config.process_parameters)
         torch.manual_seed(config.seed)  # initial weights; nothing else draws from the global generator
-        settings = config.network.model_dump(exclude={"masking"})
-        channels = source.channels + source.condition_channels, source.channels
+        settings = config.network.model_dump(exclude={"masking", "places"})
+        self.penalty: Penalty | None = getattr(source, "penalty", None)
+        channels = source.channels + source.condition_channels, source.channels * (1 + (config.head == TWO_HEADS))
         masking = config.network.masking
-        backbone = MaskUNet(*channels, config.sigma_data, **settings) if masking else UNet(*channels, **settings)
+        if config.head in ("residual", "resnoise", TWO_HEADS) and source.condition_channels < source.channels:
+            raise InputError(f"the {config.head} head is trained on pairs, and these data have no degraded signals")
+        if masking and config.head != "edm":
+            raise InputError(f"a mask network has no {config.head} head; use edm")
+        backbone = (
+            MaskUNet(*channels, config.sigma_data, config.network.places, **settings)
+            if masking
+            else UNet(*channels, **settings)
+        )
         span = (config.noise.low, config.noise.high)
-        self.net = Preconditioned(backbone, config.sigma_data, span).to(device)
+        self.net = Preconditioned(backbone, config.sigma_data, span, config.head).to(device)
         if config.network.dims == 2:
             self.net = self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.net).requires_grad_(False)
@@ -166,7 +217,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.mixed_precision):
-            loss = residual_loss(self.net, self.process, x0, y, t, eps).mean()
+            loss = residual_loss(self.net, self.process, x0, y, t, eps, self.penalty, config.loss).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
@@ -203,7 +254,7 @@ class Trainer:
                 t = now.reshape((1,) * x.ndim)
                 alpha, sigma = (f(t).float().to(self.device) for f in (self.process.alpha, self.process.sigma))
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.mixed_precision):
-                    mean = self.average(alpha * x + sigma * eps, alpha, sigma, cond)
+                    mean = self.average(alpha * x + sigma * eps, alpha, sigma, cond)[:, : x.shape[1]]
                 errors.append((mean - x).square().flatten(1).mean(1))
             out[level] = float(torch.cat(errors).mean().sqrt())
         return out
@@ -241,6 +292,7 @@ class Trainer:
             "network": self.net.network.settings,
             "process": config.process,
             "process_parameters": config.process_parameters,
+            "head": config.head,
             "sigma_data": config.sigma_data,
             "sigma_range": (config.noise.low, config.noise.high),
             "training": {
@@ -285,7 +337,11 @@ class Trainer:
                 tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - safe_open is no mapping
         except (SafetensorError, OSError, KeyError, ValueError):
             raise InputError(f"the checkpoint {self.checkpoint} is damaged; start without --resume") from None
-        if {**state["config"], "steps": 0} != {**self.config.model_dump(mode="json"), "steps": 0}:
+        try:  # a setting newer than the checkpoint had its default then
+            made_by = type(self.config).model_validate(state["config"]).model_dump(mode="json")
+        except ValidationError:
+            made_by = {}
+        if {**made_by, "steps": 0} != {**self.config.model_dump(mode="json"), "steps": 0}:
             raise InputError(
                 f"the checkpoint {self.checkpoint} was made by another configuration; start without --resume"
             )

@@ -1,20 +1,15 @@
-"""Cone beam: line integrals of ellipsoids in closed form, exact adjoints, agreement with fan beam, FDK, a volume by MBIR."""
+"""Cone beam: line integrals of ellipsoids in closed form, exact adjoints, agreement with fan beam, FDK."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from ct_runs import save_prior
 from numpy.typing import NDArray
 
 from domains.ct.cone import ConeGeometry, ConeProjector, cone
-from domains.ct.cone_volume import reconstruct_cone
 from domains.ct.fdk import fdk
 from domains.ct.geometry import equal_angles, fan, parallel
-from domains.ct.physics import log_data, photon_counts
 from domains.ct.projector import Projector
 from domains.ct.sirt import cgls, sirt
 from suite.errors import InputError
@@ -22,7 +17,6 @@ from suite.gaussian import Gaussian
 from suite.linalg import adjoint_error
 from suite.measurement import Measurement
 from suite.noise import Noise
-from suite.prior import load_prior
 from suite.process import process
 from suite.volume import MBIR
 
@@ -181,22 +175,6 @@ def test_sirt_and_cgls_serve_cone_beam() -> None:
     for method, iterations in ((sirt, 200), (cgls, 40)):
         volume = method(op, op(truth), iterations=iterations)
         assert float((volume - truth).norm()) < 0.1 * float(truth.norm())
-
-
-def test_a_cone_beam_scan_with_a_prior_in_hu(tmp_path: Path) -> None:
-    """From counts to a volume in 1/mm that explains them, in one orientation and in three."""
-    geometry = cone(equal_angles(20, 360), (8, 16, 16), 4.0, **GANTRY)
-    truth = MU * ellipsoid(geometry, (4.0, -2.0, 2.0), (24.0, 20.0, 12.0)).to(torch.float32)
-    clean = ConeProjector(geometry)(truth)
-    data = log_data(photon_counts(clean, 1e5, 0.0, torch.Generator().manual_seed(0)), 1e5)
-    prior = load_prior(save_prior(tmp_path / "prior.safetensors"))
-    for options, nfe in (({}, 4), ({"orientations": [2, 3, 4]}, 12)):
-        out = reconstruct_cone(geometry, data, prior, MU, steps=nfe, options=options)
-        assert out.image.shape == out.reference.shape == truth.shape and out.evaluations == nfe
-        assert float(out.chi2) < 2
-        assert float((out.image - truth).norm()) < 0.5 * float(truth.norm())
-        again = reconstruct_cone(geometry, data, prior, MU, steps=nfe, options=options)
-        torch.testing.assert_close(again.image, out.image)
 
 
 def test_what_it_refuses() -> None:

@@ -166,7 +166,7 @@ NAN = np.full_like(LINES, np.nan)
         ({"data": LINES.astype(np.complex64), "theta": THETA}, None, "real numbers"),
         ({"data": LINES, "theta": THETA, "data_white": np.ones((3, 2, 47))}, None, "data_white has shape"),
         ({"data": LINES, "theta": THETA, "data_white": np.zeros((3, 2, 48))}, None, "too few pixels"),
-        ({"data": LINES, "theta": THETA}, {"geometry": "cone"}, "one of parallel, fan"),
+        ({"data": LINES, "theta": THETA}, {"geometry": "helical"}, "parallel, fan"),
         ({"data": LINES, "theta": THETA}, {"pixel_size_mm": -1.0}, "positive number"),
         ({"data": LINES, "theta": THETA}, {"photons": np.nan}, "finite number"),
         ({"data": LINES, "theta": THETA}, {"center_column": "middle"}, "unreadable center_column"),

@@ -45,8 +45,10 @@ def test_a_stack_is_reconstructed_as_a_point_estimate(folder: Path, tmp_path: Pa
 
 
 def test_without_coupling_it_equals_dds_slice_by_slice(folder: Path, tmp_path: Path) -> None:
-    dds = run(folder, tmp_path / "dds", "--method", "dds", "--steps", "4", "--set", "batch=1")
-    mbir = run(folder, tmp_path / "mbir", "--method", "mbir", "--steps", "4", "--set", "options.coupling=0")
+    same = ("--steps", "4", "--set", "options.strength=0.5")
+    apart = ("--set", "options.coupling=0", "--set", "options.symmetries=false")
+    dds = run(folder, tmp_path / "dds", "--method", "dds", *same, "--set", "batch=1")
+    mbir = run(folder, tmp_path / "mbir", "--method", "mbir", *same, *apart)
     coupled = run(folder, tmp_path / "coupled", "--method", "mbir", "--steps", "4")
     expected = image(dds / "recon.nii.gz")
     np.testing.assert_allclose(image(mbir / "recon.nii.gz"), expected, atol=0.5)
@@ -92,10 +94,10 @@ def test_coupling_calms_the_jitter_of_a_uniform_object(tmp_path: Path) -> None:
     simulated(tmp_path, "--photons", "2e4", volume=write_phantom(tmp_path / "phantom.nii.gz", same))
 
     def jitter(method: str) -> float:
-        out = run(tmp_path, tmp_path / method, "--method", method, "--steps", "5", prior=False)
+        out = run(tmp_path, tmp_path / method, "--method", method, "--steps", "8", prior=False)
         return float(np.abs(np.diff(image(out / "recon.nii.gz"), axis=0))[:, same[0] > -500].mean())
 
-    assert jitter("mbir") < 0.87 * jitter("dds")
+    assert jitter("mbir") < 0.9 * jitter("dds")
 
 
 @pytest.mark.parametrize(

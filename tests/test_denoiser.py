@@ -39,7 +39,7 @@ def test_head_at_the_start_is_right_or_refused(head: str, name: str) -> None:
     silent = {"eps", "score"} if alpha == 0 else set()
     if name == "rddm":
         silent |= {"flow"}  # alpha = alpha' = 0: the velocity there does not contain x0
-    if name == "sb-ve":
+    if name in ("sb-ve", "interpolant"):
         silent |= {"flow", "v", "resnoise"}  # alpha = sigma = 0
     if head in silent:
         with pytest.raises(InputError, match=f"{head} head.*x0 head"):

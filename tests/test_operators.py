@@ -343,6 +343,7 @@ HAS_SVD: dict[str, Built] = {
     "k-space mask": (0.7 * (Diagonal(_mask(5, 4)) @ FFT() @ ToComplex() @ Diagonal(-3.0)), (2, 5, 4), False),
     "k-space samples": (Subsample(_mask(5, 4)) @ FFT(), (1, 5, 4), True),
     "weighted mask": (Diagonal(random(5, 4)) @ Diagonal(_mask(5, 4)) @ FFT(), (1, 5, 4), True),
+    "separable": (Separable(random(3, 5), random(8, 6)), (2, 5, 6), False),
     "spectrum of a blur": (FFT(real=True) @ Convolve(random(3, 4), (5, 6)), (1, 5, 6), False),
 }
 

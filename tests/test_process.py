@@ -15,7 +15,7 @@ from torch import Tensor
 from suite.errors import InputError
 from suite.process import PROCESSES, Process, process
 
-VANISHING = {"vp-cosine", "flow", "rddm", "resfusion", "sb-ve"}  # alpha(1) = 0
+VANISHING = {"vp-cosine", "flow", "rddm", "resfusion", "sb-ve", "interpolant"}  # alpha(1) = 0
 
 
 def at(t: float) -> Tensor:
@@ -58,10 +58,15 @@ def expected(name: str, t: float) -> tuple[float, float, float]:
         grow = lambda u: 0.4 * 2.6 ** (2 * u)  # noqa: E731
         before, after = quad(grow, 0, t)[0], quad(grow, t, 1)[0]
         return after / (before + after), before / (before + after), math.sqrt(before * after / (before + after))
+    if name == "interpolant":
+        return 1 - t, t, math.sqrt(t - t * t)
     raise KeyError(name)
 
 
-@pytest.mark.parametrize("name", ["vp", "vp-cosine", "ve", "edm", "flow", "ir-sde", "ouve", "resfusion", "sb-ve"])
+PUBLISHED = ["vp", "vp-cosine", "ve", "edm", "flow", "ir-sde", "ouve", "resfusion", "sb-ve", "interpolant"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_schedules_are_those_of_the_papers(name: str) -> None:
     for t in (0.003, 0.2, 0.5, 0.9, 0.999):
         assert values(process(name), t) == pytest.approx(expected(name, t), rel=1e-7, abs=1e-9)
@@ -71,6 +76,13 @@ def test_vp_is_the_limit_of_the_discrete_chain() -> None:
     abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     alpha = process("vp").alpha(torch.arange(1, 1001, dtype=torch.float64) / 1000).numpy()
     assert np.abs(alpha - np.sqrt(abar)).max() < 1e-3
+
+
+def test_the_interpolant_is_the_limit_of_the_bridge() -> None:
+    """As k -> 1 the variance-exploding reference becomes Brownian motion of rate c."""
+    bridge, straight = process("sb-ve", k=1 + 1e-6, c=0.49), process("interpolant", noise=0.7)
+    for t in (0.1, 0.5, 0.9):
+        assert values(bridge, t) == pytest.approx(values(straight, t), rel=1e-4)
 
 
 def test_rddm_is_the_limit_of_the_authors_increments() -> None:
@@ -179,7 +191,8 @@ def test_start_law() -> None:
     alpha, beta, sigma = values(process("ouve"), 1.0)
     torch.testing.assert_close(process("ouve").start(eps, y), (alpha + beta) * y + sigma * eps)
     torch.testing.assert_close(process("resfusion").start(eps, y), y / 2 + math.sqrt(3) / 2 * eps)
-    torch.testing.assert_close(process("sb-ve").start(eps, y), y)
+    for name in ("sb-ve", "interpolant"):
+        torch.testing.assert_close(process(name).start(eps, y), y)
     torch.testing.assert_close(process("edm").start(eps), 80 * eps)
 
 

@@ -139,7 +139,7 @@ def test_start_mismatch_is_the_predicted_one(name: str) -> None:
     mean, std = law_reached(law, p, DPMpp3M(), time_grid(p, 200, "logsnr"), started, y)
     end = p.sigma(torch.zeros((), dtype=F64))
     floor = torch.sqrt(c / (c + end**2))
-    if name == "sb-ve":  # pinned at y: alpha = sigma = 0, and nothing is lost
+    if name in ("sb-ve", "interpolant"):  # pinned at y: alpha = sigma = 0, and nothing is lost
         shift, ratio = torch.zeros(3, dtype=F64), torch.ones(3, dtype=F64)
     else:
         shift, ratio = torch.sqrt(c) / spread * alpha * (y[0, 0] - m), sigma / spread
@@ -191,7 +191,7 @@ def graded(n: int, start: float, stop: float) -> Tensor:
     return torch.cat([first, torch.linspace(start, stop, n + 1, dtype=F64)[1:]])
 
 
-@pytest.mark.parametrize("name", ["vp", "edm", "flow", "ouve", "ir-sde", "resfusion", "sb-ve"])
+@pytest.mark.parametrize("name", ["vp", "edm", "flow", "ouve", "ir-sde", "resfusion", "sb-ve", "interpolant"])
 @pytest.mark.parametrize(
     ("solver", "order"),
     [(DDIM(), 1), (Euler(), 1), (Heun(), 2), (DPMpp2M(), 2), (DPMpp2M(midpoint=False), 2), (DPMpp3M(), 3), (DEIS(), 3)],
@@ -287,9 +287,10 @@ def test_stopping_early_leaves_a_state_of_the_process(name: str) -> None:
     torch.testing.assert_close(std, exact.variance[0].sqrt(), rtol=0.01, atol=0)
 
 
+@pytest.mark.parametrize("name", ["sb-ve", "interpolant"])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_bridge_draws_its_first_step(solver: str) -> None:
-    p = process("sb-ve")
+def test_bridge_draws_its_first_step(solver: str, name: str) -> None:
+    p = process(name)
     law, y = conditional(p)
     grid = time_grid(p, 5)
     with pytest.raises(InputError, match="noise=Noise"):

@@ -9,6 +9,7 @@ import torch
 
 from suite.noise import Noise
 from suite.posterior import METHODS
+from suite.process import PROCESSES
 from suite.solver import SOLVERS
 from suite.testbed import Problem
 from suite.verify import SAMPLES, grade, grade_method, passes, run
@@ -24,8 +25,9 @@ def test_every_row_that_claims_to_sample_passes(quick: dict[str, Any]) -> None:
     assert quick["pass"]
 
 
-def test_every_solver_and_method_has_a_row(quick: dict[str, Any]) -> None:
+def test_every_solver_method_and_process_has_a_row(quick: dict[str, Any]) -> None:
     assert {r["method"] for r in quick["rows"]} == set(SOLVERS) | set(METHODS)
+    assert {r["process"] for r in quick["rows"] if r["operator"] == "none"} == set(PROCESSES)
 
 
 def test_rows_have_the_promised_fields(quick: dict[str, Any]) -> None:

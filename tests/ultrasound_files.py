@@ -121,6 +121,29 @@ def write_picmus(path: Path) -> Path:
     return path
 
 
+def write_uff(path: Path, array: np.ndarray, *, sector: bool = True, depth_first: bool = True) -> Path:
+    """`array` `(frame, row, column)` as USTB's beamformed data `(frames, 1, 1, pixels)`."""
+    frames, rows, columns = array.shape
+    flat = (array.transpose(0, 2, 1) if depth_first else array).reshape(frames, 1, 1, -1)
+    with h5py.File(path, "w") as file:
+        group = file.create_group("b_data")
+        group.attrs["class"], group["frame_rate"] = "uff.beamformed_data", 25.0
+        if np.iscomplexobj(array):
+            group["data/real"], group["data/imag"] = flat.real.astype(np.float32), flat.imag.astype(np.float32)
+        else:
+            group["data"] = flat
+        scan = group.create_group("scan")
+        scan.attrs["class"] = "uff.sector_scan" if sector else "uff.linear_scan"
+        depth, across = np.linspace(0.01, 0.11, rows), np.linspace(-0.6, 0.6, columns)
+        r, a = np.meshgrid(depth, across, indexing="ij")
+        x, z = (r * np.sin(a), r * np.cos(a)) if sector else (0.02 * a, r)
+        scan["x"], scan["z"] = ((v.T if depth_first else v).ravel() for v in (x, z))
+        scan["depth_axis" if sector else "z_axis"] = depth
+        scan["azimuth_axis" if sector else "x_axis"] = across if sector else 0.02 * across
+        file.create_group("note").attrs["class"] = "uff.point"
+    return path
+
+
 def write_mat(path: Path) -> Path:
     scipy.io.savemat(path, {"RF": rf().transpose(1, 2, 0), "param": {"fs": 5e6}}, do_compression=True)
     return path
