@@ -1,7 +1,7 @@
 """Volumes from few views or a limited arc: FBP, SIRT, TV, dds slice by slice and mbir, in three planes.
 
     python benchmarks/ct_volume.py --data ../shared/data/ct [--subjects abdomen,limb] [--slices 24] [--size 128]
-        [--scans 8,4,2,arc90] [--methods fbp,sirt,tv,dds,mbir,mbir-3] [--steps 20] [--json FILE]
+        [--scans 8,4,2,arc90] [--methods fbp,sirt,tv,dds,mbir,mbir-3] [--steps N] [--json FILE]
 
 The folder must hold the volumes held out in configs/ct/train.yaml; `torso` is left out of the training too. A scan is a number of
 parallel views over 180 degrees, or `arc90`: 90 views over 90 degrees; 1e5 photons per ray. `mbir-3` averages the prior over three
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from domains.ct.data import Volume, read_volume
 from domains.ct.metrics import FULL_RANGE, psnr, window_range
 from domains.ct.physics import body_mask
-from domains.ct.pipeline import CLASSICAL, ReconstructConfig, classical, learned, load_ct_prior, misfit
+from domains.ct.pipeline import CLASSICAL, STEPS, ReconstructConfig, classical, learned, load_ct_prior, misfit
 from domains.ct.problem import GeometryConfig, Problem, pose
 from domains.ct.simulation import SimulationConfig, resized, scan_of
 from domains.ct.volume import reconstruct_volume
@@ -67,7 +67,7 @@ def scanned(volume: Volume, scan: str) -> Problem:
     return pose(scan_of(volume, SimulationConfig(views=views, arc=arc)), GeometryConfig())
 
 
-def reconstructed(method: str, problem: Problem, steps: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+def reconstructed(method: str, problem: Problem, steps: int | None) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Image in 1/mm, misfit of each slice, network evaluations."""
     if method in CLASSICAL:
         image = classical(method, problem)
@@ -76,7 +76,9 @@ def reconstructed(method: str, problem: Problem, steps: int) -> tuple[torch.Tens
     identities = [str(k) for k in range(problem.slices)]
     three = method == "mbir-3"
     options = {"orientations": [0, 2, 3]} if three else {}
-    config = ReconstructConfig(method="mbir" if three else method, steps=3 * steps if three else steps, options=options)  # type: ignore[arg-type]
+    config = ReconstructConfig(
+        method="mbir" if three else method, steps=3 * (steps or STEPS["mbir"]) if three else steps, options=options
+    )  # type: ignore[arg-type]
     if method.startswith("mbir"):
         out = reconstruct_volume(problem, prior, mu_water, config, identities, lambda _: nullcontext())
     else:
@@ -111,7 +113,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--scans", default="8,4,2,arc90")
     parser.add_argument("--methods", default="fbp,sirt,tv,dds,mbir")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, help="evaluations per orientation (default: the method's own)")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if not given.data.is_dir():

@@ -17,9 +17,11 @@ from typing import Any, Literal
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from suite import __version__
+from suite.chart import Chart, to_svg
 
 Windows = Mapping[str, tuple[float, float]]
 
@@ -74,6 +76,7 @@ class Report:
         facts: name -> value, e.g. method, evaluations, seconds.
         metrics: rows of a table, one mapping column -> value each; the first row's keys are the columns.
         warnings: sentences.
+        charts: line and bar charts, before the pictures.
         figures: pictures.
     """
 
@@ -83,6 +86,7 @@ class Report:
     facts: Mapping[str, Any] = field(default_factory=dict)
     metrics: Sequence[Mapping[str, Any]] = ()
     warnings: Sequence[str] = ()
+    charts: Sequence[Chart] = ()
     figures: Sequence[Figure] = ()
 
 
@@ -98,7 +102,9 @@ def write_report(report: Report, path: Path) -> None:
         loader=jinja2.PackageLoader("suite"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = _number
-    page = environment.get_template("report.html").render(report=report, figures=figures, version=__version__)
+    charts = [Markup(to_svg(chart)) for chart in report.charts]
+    template = environment.get_template("report.html")
+    page = template.render(report=report, charts=charts, figures=figures, version=__version__)
     path.write_text(page, encoding="utf-8")
 
 
@@ -114,7 +120,7 @@ def _png(image: np.ndarray, window: tuple[float, float]) -> str:
     """One slice through a window as base64 PNG, reduced by a whole factor above `MAX_PIXELS` a side."""
     picture = Image.fromarray(to_grey(image, *window)).reduce(math.ceil(max(image.shape) / MAX_PIXELS))
     stream = io.BytesIO()
-    picture.save(stream, format="PNG", optimize=True)
+    picture.save(stream, format="PNG", compress_level=4)  # a fifth of the time of the highest, 2 % larger
     return base64.b64encode(stream.getvalue()).decode("ascii")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from scipy import stats
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from suite.errors import InputError
+from suite.layout import NUMBERS, layout
 from suite.linalg import conjugate_gradient
 from suite.measurement import Measurement
 from suite.noise import Noise, generator
@@ -98,63 +99,103 @@ def prior_share(measurement: Measurement, like: Tensor, std: float, *, probes: i
 class Familiarity:
     """What a prior's network makes of the pictures it was trained on, to tell others from them.
 
-    A picture is described by the network itself: the logarithm of its denoising error at `LEVELS`, and mean and root mean square of
-    its deepest features over the object. The distance is that of Mahalanobis under a covariance shrunk to the diagonal (Ledoit and
-    Wolf 2004; for deep features Lee et al. 2018); it is told as a multiple of the 95th percentile of pictures of other subjects,
-    so that 1 is the edge of the usual.
+    A picture is described in three respects: the logarithm of its denoising error at `LEVELS`; its layout (`suite.layout`), which
+    a network that was trained on turned and mirrored patches does not see; and mean and root mean square of the network's
+    deepest features over the object. Each has its distance, that of Mahalanobis under a covariance shrunk to the diagonal (Ledoit
+    and Wolf 2004; for deep features Lee et al. 2018), told as a multiple of what is usual for other subjects, so that 1 is
+    the edge.
 
     Attributes:
         mean, scale: of each number, `(D,)`.
-        basis, power: principal directions `(K, D)` and variances `(K,)` of the numbers over scale.
-        limits: 95th percentile of the distance by error and by features, on pictures of subjects that were not trained on.
+        basis, power: principal directions `(K, D)` and variances `(K,)` of the features over scale.
+        centers, precision: of the layout over scale, the mean of each training subject `(S, L)` and the inverse covariance within
+            subjects `(L, L)`; the distance is that from the nearest subject.
+        limits: of the distances by error, layout and features: the 95th percentile of a subject's pictures, its median over
+            subjects that were not trained on, times what makes 1 that percentile of the score.
     """
 
     mean: Tensor
     scale: Tensor
     basis: Tensor
     power: Tensor
+    centers: Tensor
+    precision: Tensor
     limits: Tensor
 
-    shrinkage = 0.7
-    errors = len(LEVELS)
+    shrinkage, layout_floor = 0.7, 0.05
+    errors, deep = len(LEVELS), len(LEVELS) + NUMBERS
 
     @classmethod
-    def fit(cls, known: Tensor, held_out: Tensor) -> Familiarity:
-        """From the descriptions `(n, D)` of training pictures and of pictures of other subjects."""
+    def fit(
+        cls,
+        known: Tensor,
+        held_out: Tensor,
+        subjects: Sequence[str] | None = None,
+        known_subjects: Sequence[str] | None = None,
+    ) -> Familiarity:
+        """From the descriptions `(n, D)` of training pictures and of pictures of other subjects.
+
+        Args:
+            subjects, known_subjects: whom each held-out picture and each training picture shows (default: all one). One strange
+                subject then does not move the limits.
+        """
         if len(known) < 8 or len(held_out) < 4:
             raise InputError(
                 f"familiarity needs at least 8 pictures trained on and 4 others, not {len(known)} and {len(held_out)}"
             )
         mean, scale = known.mean(0), known.std(0).clamp_min(1e-6)
-        _, s, v = torch.linalg.svd(((known - mean) / scale)[:, cls.errors :], full_matrices=False)
-        kept = cls(mean, scale, v, s**2 / len(known), torch.ones(2))
-        limits = torch.quantile(kept.distances(held_out), 0.95, dim=0)
-        return cls(mean, scale, v, s**2 / len(known), limits)
+        u = (known - mean) / scale
+        _, s, v = torch.linalg.svd(u[:, cls.deep :], full_matrices=False)
+        plans = _by_name(u[:, cls.errors : cls.deep].double(), known_subjects)
+        centers = torch.stack([plan.mean(0) for plan in plans])
+        within = torch.cat([plan - center for plan, center in zip(plans, centers, strict=True)])
+        covariance = within.T @ within / len(within) + cls.layout_floor * torch.eye(
+            within.shape[1], dtype=torch.float64
+        )
+        precision = torch.linalg.inv(covariance).float()
+        kept = cls(mean, scale, v, s**2 / len(known), centers.float(), precision, torch.ones(3))
+        distances = _by_name(kept.distances(held_out), subjects)
+        limits = torch.stack([torch.quantile(d, 0.95, dim=0) for d in distances]).quantile(0.5, dim=0).clamp_min(1e-6)
+        joint = torch.stack([torch.quantile(_together(d / limits), 0.95) for d in distances]).quantile(0.5)
+        return replace(kept, limits=limits * joint)
 
     def distances(self, described: Tensor) -> Tensor:
-        """`(n, 2)`: by denoising error, and by features."""
+        """`(n, 3)`: by denoising error, by layout and by features."""
         u = (described - self.mean) / self.scale
-        by_error, deep = u[:, : self.errors].square().mean(1), u[:, self.errors :]
+        by_error, plan, deep = u[:, : self.errors].square().mean(1), u[:, self.errors : self.deep], u[:, self.deep :]
+        away = plan[:, None] - self.centers
+        by_layout = ((away @ self.precision) * away).sum(2).amin(1)
         c = deep @ self.basis.T
         rest = (deep.square().sum(1) - c.square().sum(1)).clamp_min(0)
         lam = self.shrinkage
         by_feature = (c.square() / ((1 - lam) * self.power + lam)).sum(1) + rest / lam
-        return torch.stack([by_error, by_feature], 1)
+        return torch.stack([by_error, by_layout, by_feature], 1)
 
     def score(self, described: Tensor) -> Tensor:
-        """How strange each picture is, `(n,)`: above 1 is stranger than 95 % of other subjects' pictures in one respect."""
-        return (self.distances(described) / self.limits).amax(1).sqrt()
+        """How strange each picture is, `(n,)`: above 1 is stranger than 95 % of another subject's pictures."""
+        return _together(self.distances(described) / self.limits).sqrt()
 
     @classmethod
     def of(cls, prior: Prior) -> Familiarity | None:
-        """That of a prior; None where its file holds none."""
-        names = ("mean", "scale", "basis", "power", "limits")
-        found = [prior.statistics.get(f"familiarity.{name}") for name in names]
+        """That of a prior; None where its file holds none of this kind."""
+        found = [prior.statistics.get(f"familiarity.{field.name}") for field in fields(cls)]
         return None if any(tensor is None for tensor in found) else cls(*found)  # type: ignore[arg-type]
 
     def tensors(self) -> dict[str, Tensor]:
         """As `Prior.statistics` holds them."""
-        return {f"familiarity.{name}": getattr(self, name) for name in ("mean", "scale", "basis", "power", "limits")}
+        return {f"familiarity.{field.name}": getattr(self, field.name) for field in fields(self)}
+
+
+def _together(ratios: Tensor) -> Tensor:
+    """The three respects as one: what is far out in one of them counts most (root mean square of squared distances)."""
+    return ratios.square().mean(1).sqrt()
+
+
+def _by_name(rows: Tensor, names: Sequence[str] | None) -> list[Tensor]:
+    """The rows of each name."""
+    if names is None:
+        return [rows]
+    return [rows[[other == name for other in names]] for name in sorted(set(names))]
 
 
 @torch.no_grad()
@@ -163,13 +204,13 @@ def describe(prior: Prior, pictures: Tensor, objects: Tensor) -> Tensor:
 
     Args:
         prior: with a U-Net of this suite.
-        pictures: `(B, C, *spatial)` in network units.
+        pictures: `(B, C, *spatial)` in network units; the layout is told of two dimensions only.
         objects: bool `(B, 1, *spatial)`, where there is something; air around it says nothing.
     """
     deepest = _deepest(prior)
     seen: list[Tensor] = []
     handle = deepest.register_forward_hook(lambda module, given, out: seen.append(out.float()))
-    denoiser = prior.denoiser(precision="float32")
+    denoiser = prior.denoiser(precision="auto")
     weight = objects.to(pictures.dtype)
     axes = tuple(range(2, pictures.ndim))
     size = weight.sum(axes).clamp_min(1.0)
@@ -193,7 +234,8 @@ def describe(prior: Prior, pictures: Tensor, objects: Tensor) -> Tensor:
             features += [(deep * coarse).sum(axes) / total, ((deep.square() * coarse).sum(axes) / total).sqrt()]
     finally:
         handle.remove()
-    return torch.cat([*errors, *features], 1)
+    plan = layout(pictures, objects) if pictures.ndim == 4 else weight.new_zeros(len(weight), NUMBERS)
+    return torch.cat([*errors, plan, *features], 1)
 
 
 def _deepest(prior: Prior) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor
 from suite.denoiser import Denoiser
 from suite.errors import InputError
 from suite.measurement import Measurement
+from suite.mirrored import Mirrored
 from suite.noise import Noise
 from suite.operators import LinearOperator
 from suite.posterior.base import GuidedDenoiser
@@ -46,6 +47,7 @@ class MBIR(DDS):
             (Lee et al. 2023, TPDM; Song et al. 2024, DiffusionBlend), each costs an evaluation per step, and the voxels should
             be about cubic then. Default: `axis` alone.
         priors: priors for the orientations after the first (default: the one prior for all).
+        symmetries: show the prior mirror images of the slices, other ones in each step; see `Mirrored`.
         dds: see `DDS`.
     """
 
@@ -58,6 +60,7 @@ class MBIR(DDS):
         axis: int = 0,
         orientations: Sequence[int] | None = None,
         priors: Sequence[Denoiser] = (),
+        symmetries: bool = False,
         **dds: Any,
     ) -> None:
         super().__init__(**dds)
@@ -65,7 +68,7 @@ class MBIR(DDS):
             raise InputError(f"the coupling of mbir must be zero or more, not {coupling}")
         self.coupling, self.axis = coupling, axis
         self.orientations = tuple(orientations or (axis,))
-        self.priors = tuple(priors)
+        self.priors, self.symmetries = tuple(priors), symmetries
         if self.priors and len(self.priors) != len(self.orientations) - 1:
             raise InputError(
                 f"mbir has {len(self.orientations)} orientations and {len(self.priors)} priors beside the first; give "
@@ -85,7 +88,10 @@ class MBIR(DDS):
     ) -> Tensor:
         """See `PosteriorMethod.run`; `noise` has one generator for each slice, in their order."""
         views = len(self.orientations)
-        prior = SlicePrior((prior, *(self.priors or (prior,) * (views - 1))), self.orientations, self.axis)
+        priors: tuple[Denoiser, ...] = (prior, *(self.priors or (prior,) * (views - 1)))
+        if self.symmetries:
+            priors = tuple(Mirrored(one, noise.generators[0]) for one in priors)
+        prior = SlicePrior(priors, self.orientations, self.axis)
         if steps is not None:
             if steps < views:
                 raise InputError(f"mbir with {views} orientations needs at least {views} evaluations, not {steps}")

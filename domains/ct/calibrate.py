@@ -93,7 +93,10 @@ def familiarity(prior: Prior, found: Sides, tell: Callable[[int], None] = lambda
                 rows[side].append(description(prior, image))
                 told += 1
                 tell(told)
-    return Familiarity.fit(torch.cat(rows["known"]), torch.cat(rows["held_out"]))
+    known, held_out = (
+        [name for name, images in side.items() for _ in images] for side in (found.known, found.held_out)
+    )
+    return Familiarity.fit(torch.cat(rows["known"]), torch.cat(rows["held_out"]), held_out, known)
 
 
 def draws(
@@ -154,7 +157,7 @@ def calibrated(prior: Prior, paths: Sequence[Path], config: CalibrationConfig, t
     usual = familiarity(prior, found, tell)
     told: dict[str, Any] = {
         "familiarity": {
-            "what": "score 1 is the 95th percentile of pictures of the held-out subjects",
+            "what": "score 1 is the 95th percentile of a held-out subject's pictures, the median over these subjects",
             "data": sorted(found.known),
             "held_out": sorted(found.held_out),
             "pictures": [sum(map(len, side.values())) for side in (found.known, found.held_out)],

@@ -54,9 +54,9 @@ _series_option = click.option("--series", metavar="UID", help="Which series of a
 @click.argument("volume", type=_PATH)
 @click.option("--views", type=click.IntRange(min=1), required=True, metavar="N", help="View angles.")
 @click.option(
-    "--arc", type=click.FloatRange(0, 360, min_open=True), metavar="DEG", help="Arc they cover (180; fan: 360)."
+    "--arc", type=click.FloatRange(0, 360, min_open=True), metavar="DEG", help="Arc they cover (180; fan, cone: 360)."
 )
-@click.option("--geometry", type=click.Choice(["parallel", "fan"]), default="parallel", show_default=True)
+@click.option("--geometry", type=click.Choice(["parallel", "fan", "cone"]), default="parallel", show_default=True)
 @click.option("--photons", type=float, default=1e5, show_default=True, metavar="I0", help="Photons per ray.")
 @click.option("--electronic", type=float, default=0.0, show_default=True, metavar="S", help="Read-out noise, photons.")
 @_slices_option

@@ -64,6 +64,18 @@ class ConeGeometry:
             raise InputError(f"center_row is {self.center_row}; a row number is needed")
 
     @property
+    def kind(self) -> str:
+        return "cone"
+
+    @property
+    def n_views(self) -> int:
+        return self.plane.n_views
+
+    @property
+    def pixel_size_mm(self) -> float:
+        return self.plane.pixel_size_mm
+
+    @property
     def volume_shape(self) -> tuple[int, int, int]:
         """`(nz, ny, nx)`."""
         return self.n_slices, *self.plane.image_shape

@@ -1,79 +1,126 @@
-"""`mbir` for a circular cone-beam scan: the prior sees axial slices, the operator the whole volume."""
+"""Reconstruction of a circular cone-beam scan: FDK, SIRT, TV, and `dds` and `mbir`, whose prior sees axial slices."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from domains.ct.cone import ConeGeometry, ConeProjector
-from domains.ct.physics import LogData, hu_to_mu, mu_to_hu
-from domains.ct.pipeline import Reconstruction, ScaledProjector, build_method
-from domains.ct.sirt import sirt
+from domains.ct.cone import ConeProjector
+from domains.ct.cone_problem import ConeProblem
+from domains.ct.fdk import fdk
+from domains.ct.physics import hu_to_mu, mu_to_hu
+from domains.ct.pipeline import STEPS, ReconstructConfig, Reconstruction, ScaledProjector, build_method
+from domains.ct.sirt import cgls, sirt
 from domains.ct.tv import level_weights
+from domains.ct.tv_volume import tv_volume, voxel_information
+from suite.errors import InputError
 from suite.measurement import Measurement
 from suite.noise import Noise
 from suite.prior import Prior
 
+METHODS = ("fdk", "sirt", "tv", "dds", "mbir")
+ITERATIONS = 8
+"""Conjugate gradients of a data step: without a preconditioner it needs some more than a slice does."""
 
-def reconstruct_cone(
-    geometry: ConeGeometry,
-    data: LogData,
-    prior: Prior,
-    mu_water: float,
-    *,
-    steps: int | None = None,
-    seed: int = 0,
-    identity: str = "",
-    options: Mapping[str, Any] | None = None,
-    clock: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> Reconstruction:
-    """A volume `(1, 1, nz, ny, nx)` in 1/mm, by mbir from SIRT.
+Clock = Callable[[str], AbstractContextManager[Any]]
 
-    Args:
-        geometry: the scan.
-        data: line integrals and weights, each `(1, 1, V, R, K)`.
-        prior: of axial slices in HU.
-        mu_water: attenuation of water in 1/mm.
-        steps: network evaluations, an upper bound.
-        seed, identity: with the number of the slice they decide its random numbers.
-        options: of `suite.volume.MBIR`; `orientations` in 2 (axial), 3 (coronal), 4 (sagittal).
-        clock: context manager factory timing the network.
+
+def check_method(method: str) -> None:
+    """Refuse, before any work, a method that does not serve cone beam.
 
     Raises:
-        InputError: data that do not fit the geometry, or an option that is not mbir's.
+        InputError: the sentence names those that do.
     """
-    projector = ConeProjector(geometry)
-    weights = level_weights(*data)
-    reference = sirt(projector, data.line_integrals, weights)
-    measurement = _measurement(projector, data.line_integrals, weights, prior, mu_water)
+    if method not in METHODS:
+        raise InputError(f"method {method} does not serve cone beam; use one of {', '.join(METHODS)}")
+
+
+def reconstruct_cone(
+    problem: ConeProblem,
+    method: str,
+    prior: Prior | None,
+    mu_water: float,
+    config: ReconstructConfig,
+    identity: str,
+    clock: Clock,
+    update: Callable[..., None] | None = None,
+) -> Reconstruction:
+    """The volume as a stack `(nz, 1, ny, nx)` in 1/mm, with FDK as its reference and one misfit for all slices.
+
+    `dds` and `mbir` start from TV; `dds` is `mbir` whose slices are coupled by the data alone.
+
+    Args:
+        prior: of axial slices in HU; None for the classical methods.
+        identity: with the number of the slice and the seed it decides its random numbers.
+
+    Raises:
+        InputError: a method that does not serve cone beam, or an option it does not have.
+    """
+    check_method(method)
+    reference = fdk(problem.geometry, problem.data.line_integrals, "hann")
+    evaluations = 0
+    if prior is None:
+        image = reference if method == "fdk" else _classical(method, problem)
+    else:
+        image, evaluations = _learned(method, problem, prior, mu_water, config, identity, clock, update)
+    return Reconstruction(_stack(image), _stack(reference), None, _misfit(problem, image), evaluations)
+
+
+def _classical(method: str, problem: ConeProblem) -> Tensor:
+    y, weights = problem.data
+    weights = level_weights(y, weights)
+    return (tv_volume if method == "tv" else sirt)(problem.projector(), y, weights)
+
+
+def _learned(
+    method: str,
+    problem: ConeProblem,
+    prior: Prior,
+    mu_water: float,
+    config: ReconstructConfig,
+    identity: str,
+    clock: Clock,
+    update: Callable[..., None] | None,
+) -> tuple[Tensor, int]:
+    projector, (y, weights) = problem.projector(), problem.data
+    level = level_weights(y, weights)
+    start = tv_volume(projector, y, level)
+    measurement = _measurement(projector, y, level, prior, mu_water)
 
     def to_network(mu: Tensor) -> Tensor:
         return prior.to_network(mu_to_hu(mu, mu_water))
 
-    derived = _settings(projector, weights, prior.card.scale * mu_water / 1000)
-    given = {"axis": 2, "iterations": 8} | dict(options or {})
-    method = build_method("mbir", given, prior, to_network, reference, derived)
-    noise = Noise.of(seed, [f"{identity} {k}" for k in range(geometry.n_slices)])
-    denoiser = prior.denoiser(clock=clock)
-    u = method.run(denoiser, measurement, torch.empty_like(reference), noise=noise, steps=steps)
+    given = dict(config.options)
+    for name in ("axis", "priors", *(("coupling", "symmetries") if method == "dds" else ())):
+        if name in given:
+            raise InputError(f"method {method}: options.{name} is fixed for a cone-beam scan; leave it out")
+    fixed: dict[str, Any] = {"axis": 2} | ({"coupling": 0.0, "symmetries": False} if method == "dds" else {})
+    derived = _settings(projector, level, prior.card.scale * mu_water / 1000)
+    solver = build_method("mbir", {"iterations": ITERATIONS} | given | fixed, prior, to_network, start, derived)
+    total = config.steps or STEPS.get(method) or solver.steps
+
+    def told(number: int, _x: Tensor, _mean: Tensor) -> None:
+        if update is not None:
+            update(number, total, "reverse steps")
+
+    noise = Noise.of(config.seed, [f"{identity} {k}" for k in range(problem.slices)])
+    denoiser = prior.denoiser(precision=config.precision, clock=lambda: clock("network"))
+    u = solver.run(denoiser, measurement, torch.empty_like(start), noise=noise, steps=total, callback=told)
     mu = hu_to_mu(prior.from_network(u), mu_water)
-    counted = (data.weights > 0).flatten(1).sum(1)
-    chi2 = (data.weights * (projector(mu) - data.line_integrals).square()).flatten(1).sum(1) / counted
-    return Reconstruction(mu, reference, None, chi2, denoiser.evaluations)
+    mu = cgls(projector, y, weights, iterations=5, start=mu)  # as dds of slices does: rays through air catch up
+    return mu, denoiser.evaluations
 
 
 def _settings(projector: ConeProjector, weights: Tensor, mu_per_unit: float) -> dict[str, float]:
     """`domains.ct.pipeline.scan_settings`, with voxels for pixels."""
-    density = projector.adjoint(weights)
-    seen = density > 0
-    noise = float((projector.geometry.plane.pixel_size_mm * density[seen].median()).rsqrt()) / mu_per_unit
-    share = float(seen.sum()) / float((weights > 0).sum())
-    strength = 4 * math.sqrt(share) * min(1.0, 0.2 / noise) ** 0.4
+    seen = float((projector.adjoint((weights > 0).to(weights.dtype)) > 0).sum())
+    noise = 1 / (float(voxel_information(projector, weights)) * mu_per_unit)
+    strength = 4 * math.sqrt(seen / float((weights > 0).sum())) * min(1.0, 0.2 / noise) ** 0.4
     return {"strength": strength, "finest": min(max(0.07 * noise, 0.002), 0.1)}
 
 
@@ -83,3 +130,14 @@ def _measurement(projector: ConeProjector, y: Tensor, weights: Tensor, prior: Pr
     background = projector(y.new_full((1, 1, *projector.geometry.volume_shape), zero))
     std = torch.where(weights > 0, weights.clamp_min(1e-30).rsqrt(), torch.inf)
     return Measurement(ScaledProjector(projector, one - zero), y - background, std)
+
+
+def _stack(volume: Tensor) -> Tensor:
+    """`(1, 1, nz, ny, nx)` to `(nz, 1, ny, nx)`."""
+    return volume[0].transpose(0, 1).contiguous()
+
+
+def _misfit(problem: ConeProblem, image: Tensor) -> Tensor:
+    y, weights = problem.data
+    residual = problem.projector()(image) - y
+    return (weights * residual.square()).sum()[None] / (weights > 0).sum()

@@ -111,7 +111,9 @@ class Scan:
         theta_deg: float64 `(view,)`.
         counts, white, dark: raw counts `(view, row, column)` and the mean open-beam and dark images `(row, column)`,
             when the file has them: `line_integrals = -log((counts - dark) / (white - dark))`.
-        geometry: "parallel" or "fan"; detector: "flat" or "curved" (equal angles, centred on the source).
+        geometry: "parallel", "fan" or "cone"; detector: "flat" or "curved" (equal angles, centred on the source). In a cone
+            `row` is a detector row, at `(row - center_row) * row_pitch_mm` along z (domains/ct/cone.py), and the image
+            has `image_slices` slices `slice_mm` apart, centred on the plane of the source.
         detector_pitch_mm: bin width at the detector; pixel_size_mm: pitch of the image to reconstruct.
         photons: mean open-beam photons per ray; electronic_sigma: read-out noise in photons.
         image_size: (rows, columns) of the image to reconstruct.
@@ -125,7 +127,7 @@ class Scan:
     counts: Array | None = None
     white: Array | None = None
     dark: Array | None = None
-    geometry: Literal["parallel", "fan"] = "parallel"
+    geometry: Literal["parallel", "fan", "cone"] = "parallel"
     detector: Literal["flat", "curved"] = "flat"
     pixel_size_mm: float | None = None
     detector_pitch_mm: float | None = None
@@ -135,6 +137,10 @@ class Scan:
     photons: float | None = None
     electronic_sigma: float | None = None
     mu_water_per_mm: float | None = None
+    row_pitch_mm: float | None = None
+    center_row: float | None = None
+    slice_mm: float | None = None
+    image_slices: int | None = None
     image_size: tuple[int, int] | None = None
     affine: NDArray[np.float64] | None = None
     dicom: str | None = None

@@ -137,7 +137,10 @@ def describe(path: str | Path) -> dict[str, Any]:
 def _scan_summary(scan: Scan) -> dict[str, Any]:
     views, rows, columns = scan.shape
     order = np.sort(scan.theta_deg)
-    known = {name: getattr(scan, name) for name in GEOMETRY_NUMBERS}
+    names = [
+        n for n in GEOMETRY_NUMBERS if scan.geometry == "cone" or n not in ("row_pitch_mm", "center_row", "slice_mm")
+    ]
+    known = {name: getattr(scan, name) for name in names}
     return {
         "kind": "scan",
         "views": views, "rows": rows, "columns": columns,
@@ -146,6 +149,7 @@ def _scan_summary(scan: Scan) -> dict[str, Any]:
         **known,
         "missing": [name for name, value in known.items() if value is None],
         "image_size": None if scan.image_size is None else list(scan.image_size),
+        **({"image_slices": scan.image_slices} if scan.geometry == "cone" else {}),
         "affine": None if scan.affine is None else scan.affine.tolist(),
         "counts": scan.counts is not None,
         "dicom_header": scan.dicom is not None,

@@ -67,7 +67,7 @@ def _with_geometry(path: Path, scan: Scan, group: h5py.Group) -> Scan:
     for name in GEOMETRY_NUMBERS:
         if name in group.attrs:
             found[name] = geometry_number(path, name, group.attrs[name])
-    for name, choices in (("geometry", ("parallel", "fan")), ("detector", ("flat", "curved"))):
+    for name, choices in (("geometry", ("parallel", "fan", "cone")), ("detector", ("flat", "curved"))):
         if name in group.attrs:
             found[name] = _text(group.attrs[name])
             if found[name] not in choices:
@@ -77,6 +77,8 @@ def _with_geometry(path: Path, scan: Scan, group: h5py.Group) -> Scan:
         if size.size not in (1, 2) or size.min() < 1:
             raise InputError(f"{path}: has image_size {size.tolist()}, and one or two positive numbers are needed.")
         found["image_size"] = (int(size[0]), int(size[-1]))
+    if "image_slices" in group.attrs:
+        found["image_slices"] = round(geometry_number(path, "image_slices", group.attrs["image_slices"]))
     if "affine" in group.attrs:
         found["affine"] = np.asarray(group.attrs["affine"], dtype=np.float64)
         if not valid_affine(found["affine"]):
@@ -112,6 +114,8 @@ def write_scan(scan: Scan, path: str | Path) -> Path:
         if scan.image_size is not None:
             rows, columns = scan.image_size
             group.attrs["image_size"] = rows if rows == columns else (rows, columns)
+        if scan.image_slices is not None:
+            group.attrs["image_slices"] = scan.image_slices
         if scan.affine is not None:
             group.attrs["affine"] = scan.affine
         if scan.dicom is not None:

@@ -22,6 +22,7 @@ from domains.ct.problem import GeometryConfig, Problem
 from domains.ct.sirt import cgls, sirt
 from domains.ct.tv import level_weights, pixel_information, tv
 from suite.config import MainConfig
+from suite.doubts import Wander
 from suite.errors import InputError
 from suite.measurement import Measurement
 from suite.noise import Noise
@@ -32,7 +33,7 @@ from suite.prior import Prior, load_prior
 from suite.trust import prior_share
 from suite.volume import MBIR
 
-CLASSICAL = ("fbp", "tv", "sirt")
+CLASSICAL = ("fbp", "fdk", "tv", "sirt")
 LEARNED: dict[str, type[PosteriorMethod]] = {
     name: METHODS[name] for name in ("dds", "ddnm", "diffpir", "red_diff", "dps", "pigdm", "mmps", "daps")
 } | {MBIR.name: MBIR}
@@ -48,7 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mmps": {"warm_start": 0.3, "iterations": 3},
     "daps": {"iterations": 10},
 }
-SETTINGS["mbir"] = SETTINGS["dds"] | {"coupling": 0.2}
+SETTINGS["mbir"] = SETTINGS["dds"] | {"coupling": 0.4, "symmetries": True}
 """What CT prefers to a method's own defaults; `warm_start`: the noise level, in units of 1000 HU, to start from TV.
 
 From higher levels the gradients of a trained network lead pigdm and mmps astray, and so do more iterations of mmps, whose
@@ -58,8 +59,9 @@ covariance is then no longer symmetric.
 DETAIL_HU = 50.0
 """Size of the details of which the prior's share is told: soft tissue against soft tissue."""
 
-STEPS = {"daps": 20}
-"""Evaluations per sample where CT needs fewer than the method advertises on the closed-form problems (docs/benchmarks.md)."""
+STEPS = {"daps": 20, "mbir": 60}
+"""Evaluations per sample where CT needs fewer or more than the method advertises on the closed-form problems
+(docs/benchmarks.md); mbir averages over the mirror images it shows the prior."""
 
 
 class ReconstructConfig(MainConfig):
@@ -73,11 +75,14 @@ class ReconstructConfig(MainConfig):
         precision: of the network; `auto` is bfloat16 where the processor multiplies it natively, whose rounding (some HU)
             varies with the batch.
         batch: slices (times samples) that go through the network together.
+        maps: write the maps of doubt (prior's share, wander, disagreement) also with one sample.
         memory_mb: what `mbir`, which takes all slices as one volume, may use beside the program itself.
     """
 
     method: (
-        Literal["fbp", "tv", "sirt", "dds", "ddnm", "diffpir", "red_diff", "dps", "pigdm", "mmps", "daps", "mbir"]
+        Literal[
+            "fbp", "fdk", "tv", "sirt", "dds", "ddnm", "diffpir", "red_diff", "dps", "pigdm", "mmps", "daps", "mbir"
+        ]
         | None
     ) = None
     geometry: GeometryConfig = GeometryConfig()
@@ -86,6 +91,7 @@ class ReconstructConfig(MainConfig):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     batch: int = Field(default=16, ge=1)
     memory_mb: float = Field(default=8192, gt=0)
+    maps: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,7 @@ class Reconstruction:
         chi2: weighted misfit of each slice.
         evaluations: network evaluations per sample.
         share: how much of each pixel comes from the prior alone, 0 to 1, where there is a std.
+        wander: how far the estimates still moved in the last steps, standard deviation, where maps are wanted.
     """
 
     image: Tensor
@@ -107,6 +114,7 @@ class Reconstruction:
     chi2: Tensor
     evaluations: int
     share: Tensor | None = None
+    wander: Tensor | None = None
 
 
 class ScaledProjector(LinearOperator):
@@ -164,6 +172,8 @@ def water_level(problem: Problem, reference: Tensor) -> tuple[float, str | None]
 
 def classical(method: str, problem: Problem) -> Tensor:
     """A classical reconstruction in 1/mm, `(S, 1, ny, nx)`."""
+    if method == "fdk":
+        raise InputError("method fdk is for cone-beam scans; use fbp")
     y, weights = problem.data
     if method == "fbp":
         return fbp(problem.geometry, y, "hann")
@@ -265,10 +275,14 @@ def learned(
     solver = build_method(method, dict(config.options), prior, to_network, reference, derived)
     like = torch.empty_like(reference)
     total, square, evaluations = torch.zeros_like(reference), torch.zeros_like(reference), 0
+    maps, moved = config.samples > 1 or config.maps, torch.zeros_like(reference)
     for sample in range(config.samples):
         noise = Noise.of(config.seed, [f"{identity} sample {sample}" for identity in identities])
         denoiser.evaluations = 0
-        u = solver.run(denoiser, measurement, like, noise=noise, steps=config.steps or STEPS.get(method))
+        wander = Wander()
+        steps = config.steps or STEPS.get(method)
+        u = solver.run(denoiser, measurement, like, noise=noise, steps=steps, callback=wander if maps else None)
+        moved = moved + wander.std.square() / config.samples if maps else moved
         evaluations = max(evaluations, denoiser.evaluations)
         change = u - total
         total = total + change / (sample + 1)
@@ -277,11 +291,14 @@ def learned(
     if method == "dds":
         # The measurement caps the weights of rays through air; these few iterations let them catch up, until the misfit is 1.
         mu = cgls(problem.projector(), *problem.data, iterations=5, start=mu)
-    std = share = None
+    std = share = far = None
+    mu_per_unit = prior.card.scale * mu_water / 1000
     if config.samples > 1:
-        std = (square / (config.samples - 1)).sqrt() * (prior.card.scale * mu_water / 1000)
+        std = (square / (config.samples - 1)).sqrt() * mu_per_unit
+    if maps:
+        far = moved.sqrt() * mu_per_unit
         share = prior_share(measurement, like, DETAIL_HU / prior.card.scale, seed=config.seed)
-    return Reconstruction(mu, reference, std, misfit(problem, mu), evaluations, share)
+    return Reconstruction(mu, reference, std, misfit(problem, mu), evaluations, share, far)
 
 
 def misfit(problem: Problem, image: Tensor) -> Tensor:

@@ -24,13 +24,17 @@ from suite.errors import InputError
 class GeometryConfig(Config):
     """What a scan file does not hold, or holds wrongly: a value given here wins. Units as in the file layout."""
 
-    geometry: Literal["parallel", "fan"] | None = None
+    geometry: Literal["parallel", "fan", "cone"] | None = None
     detector: Literal["flat", "curved"] | None = None
     pixel_size_mm: float | None = Field(default=None, gt=0)
     detector_pitch_mm: float | None = Field(default=None, gt=0)
     source_origin_mm: float | None = Field(default=None, gt=0)
     origin_detector_mm: float | None = Field(default=None, ge=0)
     center_column: float | None = None
+    row_pitch_mm: float | None = Field(default=None, gt=0)
+    center_row: float | None = None
+    slice_mm: float | None = Field(default=None, gt=0)
+    image_slices: PositiveInt | None = None
     photons: float | None = Field(default=None, gt=0)
     electronic_sigma: float | None = Field(default=None, ge=0)
     mu_water_per_mm: float | None = Field(default=None, gt=0)
@@ -82,12 +86,28 @@ def pose(scan: Scan, given: GeometryConfig) -> Problem:
     """Fill the gaps of a scan and weigh its data.
 
     Raises:
-        InputError: the geometry cannot be completed; the sentence names the missing key.
+        InputError: the geometry cannot be completed (the sentence names the missing key), or is a cone's.
     """
+    scan = with_given(scan, given)
+    if scan.geometry == "cone":
+        raise InputError(f"{_name(scan)}: is a cone-beam scan, which has no slices of its own; use ct reconstruct")
+    return Problem(*completed(scan))
+
+
+def with_given(scan: Scan, given: GeometryConfig) -> Scan:
+    """The scan with the values given over its own."""
     values: dict[str, Any] = {k: v for k, v in given.model_dump().items() if v is not None}
     if isinstance(values.get("image_size"), int):
         values["image_size"] = (values["image_size"],) * 2
-    scan = replace(scan, **values)
+    return replace(scan, **values)
+
+
+def completed(scan: Scan) -> tuple[Scan, Geometry, LogData, bool, tuple[str, ...]]:
+    """The fields of a `Problem`; of a cone's rows, as if each lay in the plane of the source.
+
+    Raises:
+        InputError: the geometry cannot be completed.
+    """
     warnings = list(scan.warnings)
     scan = _with_lengths(scan, warnings)
     geometry = _geometry(scan, warnings)
@@ -98,16 +118,16 @@ def pose(scan: Scan, given: GeometryConfig) -> Problem:
             f"In {100 * cut:.0f} % of the views the object reaches beyond the detector, so values near the border of "
             "the field of view are not reliable."
         )
-    return Problem(scan, geometry, data, known, tuple(warnings))
+    return scan, geometry, data, known, tuple(warnings)
 
 
 def _with_lengths(scan: Scan, warnings: list[str]) -> Scan:
     """Pixel size and detector pitch, each from the other where one is missing."""
-    if scan.geometry == "fan":
+    if scan.geometry != "parallel":
         for name in ("source_origin_mm", "origin_detector_mm", "detector_pitch_mm"):
             if getattr(scan, name) is None:
                 raise InputError(
-                    f"{_name(scan)}: a fan-beam scan needs {name}; give it with --set geometry.{name}=VALUE"
+                    f"{_name(scan)}: a {scan.geometry}-beam scan needs {name}; give it with --set geometry.{name}=VALUE"
                 )
     pitch = scan.detector_pitch_mm
     if pitch is None:
@@ -121,7 +141,7 @@ def _with_lengths(scan: Scan, warnings: list[str]) -> Scan:
     pixel = scan.pixel_size_mm
     if pixel is None:
         pixel = pitch
-        if scan.geometry == "fan":
+        if scan.geometry != "parallel":
             assert scan.source_origin_mm is not None and scan.origin_detector_mm is not None
             pixel = pitch * scan.source_origin_mm / (scan.source_origin_mm + scan.origin_detector_mm)
     return replace(scan, detector_pitch_mm=pitch, pixel_size_mm=pixel)

@@ -14,9 +14,10 @@ from suite.files import reading
 
 GEOMETRY_NUMBERS = (
     "pixel_size_mm", "detector_pitch_mm", "source_origin_mm", "origin_detector_mm", "center_column", "photons",
-    "electronic_sigma", "mu_water_per_mm",
+    "electronic_sigma", "mu_water_per_mm", "row_pitch_mm", "center_row", "slice_mm",
 )  # fmt: skip
-_MAY_BE_ZERO = {"center_column", "electronic_sigma"}
+_CENTERS = {"center_column", "center_row"}
+_MAY_BE_ZERO = _CENTERS | {"electronic_sigma"}
 
 
 def geometry_number(path: Path, name: str, value: Any) -> float:
@@ -27,7 +28,7 @@ def geometry_number(path: Path, name: str, value: Any) -> float:
     """
     with reading(path, f"has an unreadable {name}"):
         number = float(np.asarray(value).reshape(()))
-    if not np.isfinite(number) or (number < 0 if name in _MAY_BE_ZERO - {"center_column"} else False):
+    if not np.isfinite(number) or (number < 0 if name in _MAY_BE_ZERO - _CENTERS else False):
         raise InputError(f"{path}: has {name} {number:g}, and a finite number is needed.")
     if name not in _MAY_BE_ZERO and number <= 0:
         raise InputError(f"{path}: has {name} {number:g}, and a positive number is needed.")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from domains.ct.cone import ConeGeometry, ConeProjector, cone
 from domains.ct.containers import AIR_HU, Scan, Volume
 from domains.ct.data import headers_to_json
 from domains.ct.geometry import Geometry, equal_angles, fan, parallel
-from domains.ct.physics import MU_WATER_PER_MM, simulate
+from domains.ct.physics import MU_WATER_PER_MM, hu_to_mu, photon_counts, simulate
 from suite.config import Config
 from suite.errors import InputError
 from suite.noise import generator
@@ -23,7 +25,7 @@ SOURCE_ORIGIN_MM, ORIGIN_DETECTOR_MM = 595.0, 490.6
 
 
 class SimulationConfig(Config):
-    """Settings of `ct simulate`; arc None: 180 degrees in parallel beam, 360 in fan beam."""
+    """Settings of `ct simulate`; arc None: 180 degrees in parallel beam, 360 in fan and cone beam."""
 
     views: int
     arc: float | None = None
@@ -68,7 +70,7 @@ def _area(stack: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def scan_of(volume: Volume, config: SimulationConfig) -> Scan:
-    """Simulate a scan of every slice.
+    """Simulate a scan of every slice, or of the volume in a cone.
 
     Raises:
         InputError: no views, a volume that is not in HU, irregular slices, or impossible noise.
@@ -80,29 +82,16 @@ def scan_of(volume: Volume, config: SimulationConfig) -> Scan:
     volume = resized(volume, config.size)
     geometry = _geometry(config, volume)
     digest = hashlib.sha256(np.ascontiguousarray(volume.data).tobytes()).hexdigest()
-    counts = simulate(
-        torch.from_numpy(volume.data),
-        volume.pixel_size_mm,
-        geometry,
-        photons=config.photons,
-        electronic_sigma=config.electronic,
-        generator=generator(config.seed, digest),
-    )[:, 0]
-    rows, bins = counts.shape[0], geometry.n_bins
+    counts = _counts(volume, geometry, config, generator(config.seed, digest))
+    _, rows, bins = counts.shape
     white = np.full((rows, bins), config.photons, dtype=np.float32)
     lines = -torch.log((counts / config.photons).clamp_min(0.5 / config.photons))
     return Scan(
-        line_integrals=lines.permute(1, 0, 2).contiguous().numpy(),
-        theta_deg=np.asarray(geometry.angles_deg),
-        counts=counts.permute(1, 0, 2).contiguous().numpy(),
+        line_integrals=lines.numpy(),
+        counts=counts.numpy(),
         white=white,
         dark=np.zeros_like(white),
-        geometry=geometry.kind,
-        pixel_size_mm=volume.pixel_size_mm,
-        detector_pitch_mm=geometry.detector_pitch_mm,
-        source_origin_mm=geometry.source_origin_mm if geometry.kind == "fan" else None,
-        origin_detector_mm=geometry.origin_detector_mm if geometry.kind == "fan" else None,
-        center_column=geometry.center_column,
+        **_facts(geometry),
         photons=config.photons,
         electronic_sigma=config.electronic,
         mu_water_per_mm=MU_WATER_PER_MM,
@@ -114,17 +103,52 @@ def scan_of(volume: Volume, config: SimulationConfig) -> Scan:
     )
 
 
-def _geometry(config: SimulationConfig, volume: Volume) -> Geometry:
+def _counts(
+    volume: Volume, geometry: Geometry | ConeGeometry, config: SimulationConfig, random: torch.Generator
+) -> torch.Tensor:
+    """Photons `(view, row, column)`."""
+    hu = torch.from_numpy(volume.data)
+    if isinstance(geometry, ConeGeometry):
+        y = ConeProjector(geometry)(hu_to_mu(hu).clamp_min(0)[None, None])[0, 0]
+        return photon_counts(y, config.photons, config.electronic, random)
+    counts = simulate(
+        hu,
+        volume.pixel_size_mm,
+        geometry,
+        photons=config.photons,
+        electronic_sigma=config.electronic,
+        generator=random,
+    )
+    return counts[:, 0].transpose(0, 1).contiguous()
+
+
+def _facts(geometry: Geometry | ConeGeometry) -> dict[str, Any]:
+    """The geometry as a `Scan` holds it."""
+    plane = geometry.plane if isinstance(geometry, ConeGeometry) else geometry
+    facts: dict[str, Any] = {
+        "geometry": geometry.kind,
+        "theta_deg": np.asarray(plane.angles_deg),
+        "pixel_size_mm": plane.pixel_size_mm,
+        "detector_pitch_mm": plane.detector_pitch_mm,
+        "center_column": plane.center_column,
+    }
+    if plane.kind == "fan":
+        facts |= {"source_origin_mm": plane.source_origin_mm, "origin_detector_mm": plane.origin_detector_mm}
+    if isinstance(geometry, ConeGeometry):
+        facts |= {"row_pitch_mm": geometry.row_pitch_mm, "center_row": geometry.center_row}
+        facts |= {"slice_mm": geometry.slice_mm, "image_slices": geometry.n_slices}
+    return facts
+
+
+def _geometry(config: SimulationConfig, volume: Volume) -> Geometry | ConeGeometry:
     if config.views < 1:
         raise InputError(f"--views {config.views}: at least one view is needed")
     shape, pixel = (volume.data.shape[1], volume.data.shape[2]), volume.pixel_size_mm
     if config.geometry == "parallel":
         return parallel(equal_angles(config.views, config.arc or 180.0), shape, pixel)
     source = max(SOURCE_ORIGIN_MM, 1.5 * pixel * math.hypot(*shape))
-    return fan(
-        equal_angles(config.views, config.arc or 360.0),
-        shape,
-        pixel,
-        source_origin_mm=source,
-        origin_detector_mm=ORIGIN_DETECTOR_MM,
-    )
+    angles = equal_angles(config.views, config.arc or 360.0)
+    gantry: dict[str, Any] = {"source_origin_mm": source, "origin_detector_mm": ORIGIN_DETECTOR_MM}
+    if config.geometry == "fan":
+        return fan(angles, shape, pixel, **gantry)
+    return cone(angles, (len(volume.data), *shape), pixel, volume.spacing_mm[2], **gantry)

@@ -78,13 +78,17 @@ def level_weights(sinogram: Tensor, weights: Tensor) -> Tensor:
 
 
 def tv_penalty(projector: Projector, sinogram: Tensor, weights: Tensor) -> Tensor:
-    """A penalty for each item `(B,)`, in mm, from the noise alone.
+    """A penalty for each item `(B,)`, in mm, from the noise alone: `penalty_for` its `pixel_information`."""
+    return penalty_for(pixel_information(projector, sinogram, weights))
 
-    The gradient of the misfit has, at a pixel, noise of standard deviation d (`pixel_information`); a penalty that balances
-    it is a share of d, smaller where the noise is lower and d larger: `lambda = 0.6 d (mu d / 10)^(-1/3)` with the attenuation
-    mu of water. The two numbers were fitted to real slices at 15 to 180 views and 1e4 to 1e6 photons (benchmarks/tv_penalty.py).
+
+def penalty_for(noise: Tensor) -> Tensor:
+    """The penalty, in mm, where the gradient of the misfit has noise of standard deviation d at a pixel (in mm).
+
+    A penalty that balances it is a share of d, smaller where the noise is lower and d larger:
+    `lambda = 0.6 d (mu d / 10)^(-1/3)` with the attenuation mu of water. The two numbers were fitted to real slices at 15 to 180
+    views and 1e4 to 1e6 photons (benchmarks/tv_penalty.py).
     """
-    noise = pixel_information(projector, sinogram, weights)
     return 0.6 * noise * (MU_WATER_PER_MM * noise / 10).clamp_min(1e-3) ** (-1 / 3)
 
 

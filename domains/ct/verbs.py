@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from domains.ct.cone_problem import ConeProblem, pose_cone
+from domains.ct.cone_volume import check_method, reconstruct_cone
 from domains.ct.containers import Volume
 from domains.ct.data import Derivation, read_scan, read_volume, write_nifti, write_scan, write_series
 from domains.ct.dicom_maps import PRIOR_SHARE, STD, add_map
 from domains.ct.metrics import WINDOWS
 from domains.ct.metrics import evaluate as evaluate_images
+from domains.ct.page import Doubts, doubts_of, in_unit, reconstruction_page
 from domains.ct.pipeline import (
     CLASSICAL,
-    DETAIL_HU,
     LEARNED,
     ReconstructConfig,
     Reconstruction,
@@ -32,7 +34,7 @@ from domains.ct.pipeline import (
     part,
     water_level,
 )
-from domains.ct.problem import Problem, pose
+from domains.ct.problem import Problem, pose, with_given
 from domains.ct.projector import load_kernels
 from domains.ct.simulation import SimulationConfig, resized, scan_of
 from domains.ct.volume import reconstruct_volume
@@ -43,9 +45,8 @@ from suite.options import MainOptions
 from suite.prior import Prior
 from suite.progress import progress
 from suite.records import emit
-from suite.report import Figure, Report, Stack, write_report
+from suite.report import write_report
 from suite.run import Run, resolve_device, sha256_file
-from suite.trust import interval_factor
 
 
 def simulate_verb(path: Path, given: dict[str, Any]) -> None:
@@ -109,19 +110,44 @@ def reconstruct_verb(path: Path, dicom: bool, options: MainOptions) -> None:
         method=method,
         overwrite=options.overwrite,
     ) as run:
-        problem = pose(read_scan(path, key=config.key), config.geometry)
+        scan = with_given(read_scan(path, key=config.key), config.geometry)
+        problem = pose_cone(scan) if scan.geometry == "cone" else pose(scan, config.geometry)
+        if isinstance(problem, ConeProblem):
+            check_method(method)
         for sentence in problem.warnings:
             run.warn(sentence)
         prior = None if method in CLASSICAL else load_ct_prior(config.prior, device)
         if prior is not None:
             run.prior = {"name": prior.card.name, "sha256": prior.sha256}
-        result, mu_water = _reconstruct(run, problem, method, prior, config, options.quiet)
-        _write(run, problem, result, mu_water, prior, config)
+        work = _reconstruct_cone if isinstance(problem, ConeProblem) else _reconstruct
+        result, mu_water = work(run, problem, method, prior, config, options.quiet)  # type: ignore[arg-type]
+        doubts = doubts_of(run, result, mu_water, prior, config.samples)
+        _write(run, problem, result, mu_water, doubts, prior, config)
         if options.report:
-            report = _report(run, problem, result, mu_water)
-            write_report(report, run.output("report.html"))
+            write_report(reconstruction_page(run, problem, result, doubts, mu_water), run.output("report.html"))
     if not emit(run.record, options.json_to) and not options.quiet:
         _tell(options.output, run.record)
+
+
+def _reconstruct_cone(
+    run: Run, problem: ConeProblem, method: str, prior: Prior | None, config: ReconstructConfig, quiet: bool
+) -> tuple[Reconstruction, float | None]:
+    """The volume of a cone-beam scan, in one piece."""
+    problem = replace(problem, data=type(problem.data)(*(v.to(run.device) for v in problem.data)))
+    mu_water = problem.scan.mu_water_per_mm
+    if mu_water is None and prior is not None:
+        raise InputError(
+            f"{run.input_files[0][0]}: does not tell the attenuation of water, which the prior needs in cone beam; give "
+            "--set geometry.mu_water_per_mm=VALUE"
+        )
+    with progress("Reconstructing", config.steps or 20, quiet=quiet) as update, run.clock("operator"):
+        identity = sha256_file(run.input_files[0][0])
+        result = reconstruct_cone(problem, method, prior, mu_water or 0.0, config, identity, run.clock, update)
+    for values in (result.image, result.reference):
+        finite(values)
+    run.nfe, run.misfit_chi2 = result.evaluations, float(result.chi2.mean())
+    run.estimator = "point"
+    return result, mu_water
 
 
 def _reconstruct(
@@ -153,8 +179,8 @@ def _reconstruct(
         return torch.from_numpy(np.concatenate([p[name] for p in pieces]))
 
     evaluations = max(int(p["evaluations"]) for p in pieces)
-    std, share = (joined(name) if name in pieces[0] else None for name in ("std", "share"))
-    result = Reconstruction(joined("image"), joined("reference"), std, joined("chi2"), evaluations, share)
+    std, share, wander = (joined(name) if name in pieces[0] else None for name in ("std", "share", "wander"))
+    result = Reconstruction(joined("image"), joined("reference"), std, joined("chi2"), evaluations, share, wander)
     run.nfe = evaluations
     run.misfit_chi2 = float(result.chi2.mean())
     run.estimator = "mean" if config.samples > 1 else "point" if prior is None else LEARNED[method].estimator
@@ -196,39 +222,38 @@ def _batch(
         "chi2": out.chi2.cpu().numpy(),
         "evaluations": np.asarray(out.evaluations),
     }
-    maps = {"std": out.std, "share": out.share}
+    maps = {"std": out.std, "share": out.share, "wander": out.wander}
     return arrays | {name: finite(values) for name, values in maps.items() if values is not None}
-
-
-def _in_unit(values: torch.Tensor, mu_water: float | None, *, difference: bool = False) -> torch.Tensor:
-    if mu_water is None:
-        return values
-    return 1000 * (values / mu_water - (0 if difference else 1))
 
 
 def _write(
     run: Run,
-    problem: Problem,
+    problem: Problem | ConeProblem,
     result: Reconstruction,
     mu_water: float | None,
+    doubts: Doubts,
     prior: Prior | None,
     config: ReconstructConfig,
 ) -> None:
     unit = "1/mm" if mu_water is None else "HU"
     run.extra["unit"] = unit
-    recon_unit = _in_unit(result.image, mu_water)
+    recon_unit = in_unit(result.image, mu_water)
     recon = problem.volume(recon_unit, unit)
     write_nifti(recon, run.output("recon.nii.gz"))
-    write_nifti(problem.volume(_in_unit(result.reference, mu_water), unit), run.output("reference.nii.gz"))
+    write_nifti(problem.volume(in_unit(result.reference, mu_water), unit), run.output("reference.nii.gz"))
     if result.std is not None:
-        std = _in_unit(result.std, mu_water, difference=True)
+        std = in_unit(result.std, mu_water, difference=True)
         write_nifti(problem.volume(std, unit), run.output("std.nii.gz"))
-        half = _interval(run, prior, config.samples) * std
+        half = doubts.interval * std
         for name, bound in (("lower", recon_unit - half), ("upper", recon_unit + half)):
             write_nifti(problem.volume(bound, unit), run.output(f"{name}.nii.gz"))
     if result.share is not None:
         write_nifti(problem.volume(result.share, "1"), run.output("share.nii.gz"))
-        run.extra["prior_share"] = round(float(result.share.mean()), 4)
+    if result.wander is not None:
+        wander = in_unit(result.wander, mu_water, difference=True)
+        write_nifti(problem.volume(wander, unit), run.output("wander.nii.gz"))
+    if doubts.disagreement is not None:
+        write_nifti(problem.volume(doubts.disagreement, "1"), run.output("disagreement.nii.gz"))
     if problem.scan.dicom is None and not config.dicom:
         return
     if mu_water is None:
@@ -240,66 +265,10 @@ def _write(
     derivation = Derivation(description[:64], text, __version__, model, simulated_dose=True)
     files = write_series(recon, run.output("dicom"), derivation)
     if result.std is not None:
-        std = _in_unit(result.std, mu_water, difference=True)
+        std = in_unit(result.std, mu_water, difference=True)
         add_map(run, problem.volume(std, unit), files, STD, derivation)
     if result.share is not None:
         add_map(run, problem.volume(result.share, "1"), files, PRIOR_SHARE, derivation)
-
-
-def _interval(run: Run, prior: Prior | None, samples: int) -> float:
-    """Half-width of the 90 % interval over the standard deviation, by the prior's calibration where it has one."""
-    found = {} if prior is None else prior.card.calibration.get("intervals", {})
-    scale = float(found.get("scale", 1.0))
-    run.extra["intervals"] = {"level": 0.9, "scale": scale, "calibrated_on": found.get("data", [])}
-    return scale * interval_factor(samples)
-
-
-def _report(run: Run, problem: Problem, result: Reconstruction, mu_water: float | None) -> Report:
-    """Pictures, misfit and warnings on one page."""
-    recon, reference = (_in_unit(v, mu_water)[:, 0].numpy() for v in (result.image, result.reference))
-    if mu_water is None:
-        low, high = np.percentile(recon, (1, 99.5))
-        windows = {"full": (float((low + high) / 2), float(high - low) or 1.0)}
-        spread = float(high - low) / 5 or 1.0
-    else:
-        windows = {f"{name} W{width:g}/L{level:g}": (level, width) for name, (width, level) in WINDOWS.items()}
-        spread = 200.0
-    stacks = [
-        Stack("reconstruction", recon),
-        Stack("reference (" + ("FBP" if run.prior is None else "TV") + ")", reference),
-        Stack("difference", recon - reference, {f"±{spread / 2:g}": (0.0, spread)}),
-    ]
-    if result.std is not None:
-        std = _in_unit(result.std, mu_water, difference=True)[:, 0].numpy()
-        stacks.append(Stack("standard deviation", std, {f"0..{spread / 2:g}": (spread / 4, spread / 2)}))
-    if result.share is not None:
-        share = result.share[:, 0].numpy()
-        stacks.append(Stack(f"prior's share of details of {DETAIL_HU:g} HU", share, {"0..1": (0.5, 1.0)}))
-    chi2 = run.misfit_chi2 or 0.0
-    reasons = [f"The misfit chi-square is {chi2:.2f}; 1 is what the noise alone explains."]
-    fits = chi2 < 1.3
-    if not fits:
-        reasons.append("The reconstruction does not explain the measured data within their noise.")
-    if run.estimator == "point":
-        reasons.append("This method is a point estimator: it gives no uncertainty.")
-    reasons += run.warnings
-    unit = "1/mm" if mu_water is None else "HU"
-    facts = {
-        "method": run.method,
-        "estimator": run.estimator,
-        "network evaluations": run.nfe,
-        "views": problem.geometry.n_views,
-        "geometry": problem.geometry.kind,
-        "slices": problem.slices,
-        "pixel size (mm)": round(problem.geometry.pixel_size_mm, 4),
-        "misfit chi-square": round(chi2, 3),
-        "unit": unit,
-        "prior": "none" if run.prior is None else run.prior["name"],
-        "seed": run.seed,
-    }
-    figure = Figure(f"Axial slices ({unit})", stacks, windows, caption="Learned result beside the classical reference.")
-    verdict: Literal["pass", "check"] = "pass" if fits and not run.warnings else "check"
-    return Report("CT reconstruction", verdict, reasons, facts, warnings=run.warnings, figures=[figure])
 
 
 def _tell(output: Path, record: dict[str, Any]) -> None:
