@@ -158,6 +158,22 @@ def test_constraints_are_met_and_the_rest_stays_free() -> None:
     np.testing.assert_allclose(drawn.chunk[..., 2:].numpy(), free.chunk[..., 2:].numpy(), atol=1e-3)
 
 
+def test_a_limit_of_velocity_is_kept_by_guidance_and_known_actions_with_it() -> None:
+    """Independent actions have steps of 1.4 STD; guided, hardly one exceeds the limit, and the law stays put."""
+    sampler, _ = exact("ddim", 40)
+    rate = torch.tensor([0.5 * STD, 100.0])
+    values, std = torch.zeros(300, 2, 6), torch.full((6,), torch.inf)
+    values[..., 0], std[0] = MEAN, 0.004
+    drawn = sampler.draw(torch.zeros(300, 1), Noise.of(0), constraint=Constraint(values, std, rate))
+    free = sampler.draw(torch.zeros(300, 1), Noise.of(0))
+    assert drawn.chunk is not None and free.chunk is not None
+    steps, before = (chunk.diff(dim=-1).abs() for chunk in (drawn.chunk, free.chunk))
+    assert float((before[:, 0] > rate[0]).float().mean()) > 0.6
+    assert float((steps[:, 0] > 1.2 * rate[0]).float().mean()) < 0.04
+    np.testing.assert_allclose(drawn.chunk[..., 0].numpy(), MEAN, atol=0.05)
+    torch.testing.assert_close(drawn.chunk[:, 1, 1:], free.chunk[:, 1, 1:], atol=0.02, rtol=0)  # no limit there
+
+
 def test_real_time_chunking_weights() -> None:
     found = prefix(torch.zeros(1, 2, 8), 2, 6, 0.5)
     std = found.std[0, 0]

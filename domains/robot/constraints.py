@@ -7,7 +7,7 @@ measured values are those of the previous chunk.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,10 +30,16 @@ class Constraint:
     Attributes:
         values: `(B, A, H)`.
         std: standard deviation, the same shape or broadcastable to it; infinite where an action is free.
+        rate: largest change from one action to the next, `(A,)`, which the chunk shall keep too; None: any.
     """
 
     values: Tensor
     std: Tensor
+    rate: Tensor | None = None
+
+    def of(self, items: Tensor | slice) -> Constraint:
+        """That of some items of the batch."""
+        return replace(self, values=self.values[items], std=self.std.expand_as(self.values)[items])
 
     def guide(self, denoiser: Denoiser, data_std: float, noise: Noise) -> Denoiser:
         """The denoiser of chunks that agree with the values.
@@ -46,6 +52,10 @@ class Constraint:
                 "goals and real-time chunking differentiate through the network, and its experts are cached; set cache to "
                 "false"
             )
+        if self.rate is not None:
+            return PiGDM(iterations=12, tolerance=1e-2, data_std=data_std).guide(
+                denoiser, self._limited(data_std), noise
+            )
         weight = self.std.expand_as(self.values) ** -2
 
         def inverse(precision: Tensor) -> TensorMap:  # the proximal step is diagonal: one iteration solves it
@@ -53,6 +63,19 @@ class Constraint:
 
         measurement = Measurement(Identity(), self.values, self.std.expand_as(self.values), preconditioner=inverse)
         return PiGDM(iterations=2, tolerance=1e-9, data_std=data_std).guide(denoiser, measurement, noise)
+
+    def _limited(self, data_std: float) -> Measurement:
+        """The values, and after them by how much each change exceeds the rate: measured as zero."""
+        assert self.rate is not None
+        most = self.rate[:, None]
+
+        def seen(x: Tensor) -> Tensor:
+            return torch.cat([x, (x.diff(dim=-1).abs() - most).clamp_min(0)], dim=-1)
+
+        none = torch.zeros_like(self.values[..., 1:])
+        y = torch.cat([self.values, none], dim=-1)
+        std = torch.cat([self.std.expand_as(self.values), none + FROZEN * data_std], dim=-1)
+        return Measurement(seen, y, std, linear=False)
 
 
 def prefix(previous: Tensor, frozen: int, overlap: int, data_std: float) -> Constraint:

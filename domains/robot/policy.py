@@ -174,7 +174,7 @@ class Policy:
         self._eyes.look(pictures, usable)
         self._age[self._senses.jumped] = self.card.horizon
         self._start_guard(usable)
-        goal = None if known is None else self._goal(known)
+        goal = self._goal(known)
         nfe, sources = self._replan(usable, None if due is None else began + due - self._after.seconds, notes, goal)
         sampled = time.perf_counter()
         request = self._request(sources)
@@ -255,10 +255,13 @@ class Policy:
         elif not usable.all():
             self._guard.start(usual)
 
-    def _goal(self, known: ArrayLike) -> Constraint:
-        """The known actions of the plan as a constraint."""
-        values = np.asarray(known, dtype=np.float64)
-        if values.shape[-2:] != (self.card.horizon, len(self.card.action)) or values.ndim not in (2, 3):
+    def _goal(self, known: ArrayLike | None) -> Constraint | None:
+        """The known actions of the plan, and with `guided` the guard's velocity, as a constraint."""
+        shape = (self.card.horizon, len(self.card.action))
+        if known is None and not self.config.guided:
+            return None
+        values = np.full(shape, np.nan) if known is None else np.asarray(known, dtype=np.float64)
+        if values.shape[-2:] != shape or values.ndim not in (2, 3):
             raise InputError(
                 f"the known actions have the shape {values.shape}; (horizon {self.card.horizon}, "
                 f"actions {len(self.card.action)}) is needed, with NaN where the plan is free"
@@ -267,7 +270,13 @@ class Policy:
         free = torch.from_numpy(np.isnan(wide).copy()).transpose(1, 2)
         network = self.normalizer.action(torch.from_numpy(np.nan_to_num(wide)).float()).transpose(1, 2)
         std = torch.where(free, torch.inf, FROZEN * self.card.sigma_data)
-        return Constraint(network, std)
+        return Constraint(network, std, self._rate if self.config.guided else None)
+
+    @property
+    def _rate(self) -> Tensor:
+        """The guard's velocity as a change per step, in network units."""
+        step = torch.from_numpy(self.limits.velocity * self.dt).float()
+        return (self.normalizer.action(step) - self.normalizer.action(torch.zeros_like(step))).abs()
 
     def _replan(
         self, usable: Mask, deadline: float | None, notes: list[Counter[str]], goal: Constraint | None
@@ -298,7 +307,7 @@ class Policy:
         rows = torch.from_numpy(items)
         noise = Noise([self._noise.generators[i] for i in items])
         previous = Previous(self._shifted()[rows], self._buffer[rows]) if continued else None
-        known = None if goal is None else Constraint(goal.values[rows], goal.std[rows])
+        known = None if goal is None else goal.of(rows)
         return self.sampler.draw(self._condition()[rows], noise, previous, deadline, self._origin(rows), known)
 
     def _condition(self) -> Tensor:

@@ -47,6 +47,8 @@ class PolicyConfig(Config):
         execute: actions executed of a chunk before the next one; default 1 for rti and warm, the stride of the
             buffer for stream, else that of the card.
         warm_ratio: sigma/alpha at which the warm start is tested.
+        guided: plan within the guard's velocity by guidance, so that the guard has less to cut off; costs derivatives of the
+            network.
         cache: fuse the experts of a network of the kind mode for the sampler's steps; then no goals and no real-time chunking.
         deadline_ms: an action is due after so many milliseconds.
     """
@@ -55,6 +57,7 @@ class PolicyConfig(Config):
     steps: int | None = Field(default=None, ge=1)
     execute: int | None = Field(default=None, ge=1)
     warm_ratio: float = Field(default=WARM_RATIO, gt=0)
+    guided: bool = False
     cache: bool = False
     deadline_ms: float | None = Field(default=None, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**63)

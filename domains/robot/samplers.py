@@ -234,8 +234,8 @@ class Sampler:
         parts = []
         for i, source in enumerate(noise.generators):
             guess = None if previous is None else Previous(previous.chunk[i : i + 1])
-            own = Constraint(known.values[i : i + 1], known.std.expand_as(known.values)[i : i + 1])
-            parts.append(self.draw(condition[i : i + 1], Noise([source]), guess, deadline, None, own))
+            one = slice(i, i + 1)
+            parts.append(self.draw(condition[one], Noise([source]), guess, deadline, None, known.of(one)))
         chunks = [part.chunk for part in parts if part.chunk is not None]
         whole = torch.cat(chunks) if len(chunks) == len(parts) else None
         restarted = torch.cat([part.restarted for part in parts])
