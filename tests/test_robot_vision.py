@@ -177,6 +177,7 @@ def layouts(folder: Path) -> dict[str, tuple[Path, str]]:
 
 
 def test_every_layout_gives_the_same_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
     found = {
         name: read_demonstrations(path, cameras=Cameras((camera,), 6))
         for name, (path, camera) in layouts(tmp_path).items()
