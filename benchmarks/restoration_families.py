@@ -4,7 +4,8 @@
 
 Task `pictures`: photographs that ship with scikit-image, in [-1, 1], blurred (Gaussian of 1.2 pixels) and with noise of 0.1;
 trained on patches of eight, tested on the middle of three others. Task `ct` (where the folder of --data is): axial slices at
-128 x 128 in HU/1000 with the noise of a filtered back-projection of 120 views; trained on two subjects, tested on a third.
+128 x 128 in the soft-tissue window (-160 to 240 HU as -1 to 1) with the noise of a filtered back-projection of 120 views;
+trained on two subjects, tested on a third.
 
 Every family (suite/families.py) trains a network of its own with the head, the loss and the times its authors use, and samples
 as they do; `mrs` samples with the network of `ir-sde`, and `regression` is the same network trained as a predictor only.
@@ -44,7 +45,7 @@ TEST_PICTURES = ("camera", "coins", "moon")
 BLUR, NOISE = 1.2, 0.1
 TRAIN_SUBJECTS = ("chest_lidc0314_256.nii.gz", "headphantom_philips_256.nii.gz")
 TEST_SUBJECT = "chest_lungdx_a0001_softB_256.nii.gz"
-PHOTONS, VIEWS, CT_NOISE = 2e4, 120, 0.035  # the last: about what the first two make, HU/1000
+PHOTONS, VIEWS, CT_NOISE = 2e4, 120, 0.175  # the last: about what the first two make, in units of the window
 NETWORK = {"channels": [24, 48, 96], "blocks": 1, "features": 64}
 ROWS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("ir-sde", "ir-sde", (100,)),
@@ -116,7 +117,7 @@ def pictures(size: int = 128) -> Pairs:
 
 
 def low_dose(folder: Path, name: str, count: int) -> list[tuple[Tensor, Tensor]]:
-    """Slices at 128 x 128 in HU/1000, without and with the noise of a scan of few photons."""
+    """Slices at 128 x 128 in the soft-tissue window, without and with the noise of a scan of few photons."""
     from domains.ct.data import read_volume
     from domains.ct.fbp import fbp
     from domains.ct.geometry import equal_angles, parallel
@@ -131,7 +132,12 @@ def low_dose(folder: Path, name: str, count: int) -> list[tuple[Tensor, Tensor]]
     lines = Projector(geometry)(hu_to_mu(x))
     counts = torch.poisson(PHOTONS * torch.exp(-lines), generator=torch.Generator().manual_seed(0)).clamp_min(1)
     noise = fbp(geometry, torch.log(PHOTONS / counts) - lines, "hann") / hu_to_mu(torch.tensor(0.0))
-    return [(image / 1000, image / 1000 + error) for image, error in zip(x, noise, strict=True)]
+    return [(window(image), window(image + 1000 * error)) for image, error in zip(x, noise, strict=True)]
+
+
+def window(hu: Tensor) -> Tensor:
+    """-160 to 240 HU as -1 to 1; what lies outside is cut off."""
+    return ((hu - 40) / 200).clamp(-1, 1)
 
 
 def ct(folder: Path) -> Pairs:
