@@ -63,6 +63,23 @@ class ResidualBlock(nn.Module):
         return out
 
 
+def through(net: Any, x: Tensor, embedding: Tensor) -> Tensor:
+    """Down the levels of a U-Net (its `down`, `shrink`, `grow` and `up`) and up again, with additive skips."""
+    skips = []
+    level: Any
+    for i, level in enumerate(net.down):
+        x = net.shrink[i - 1](x) if i else x
+        for block in level:
+            x = block(x, embedding)
+        skips.append(x)
+    x = skips.pop()
+    for i, level in reversed(list(enumerate(net.up))):
+        x = net.grow[i](x) + skips.pop()
+        for block in level:
+            x = block(x, embedding)
+    return x
+
+
 class UNet(nn.Module):
     """U-Net of residual blocks with additive skips.
 
@@ -122,19 +139,7 @@ class UNet(nn.Module):
         pad = [n for s in reversed(size) for n in (0, -s % self.multiple)]
         x = F.pad(x, pad, mode="replicate") if any(pad) else x
         embedding = self.embed(c_noise)
-        x = self.head(x)
-        skips = []
-        level: Any
-        for i, level in enumerate(self.down):
-            x = self.shrink[i - 1](x) if i else x
-            for block in level:
-                x = block(x, embedding)
-            skips.append(x)
-        x = skips.pop()
-        for i, level in reversed(list(enumerate(self.up))):
-            x = self.grow[i](x) + skips.pop()
-            for block in level:
-                x = block(x, embedding)
+        x = through(self, self.head(x), embedding)
         out: Tensor = self.tail(x)
         whole: tuple[Any, ...] = (..., *map(slice, size))
         return out[whole]

@@ -10,7 +10,6 @@ an undisturbed one.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable
@@ -19,11 +18,10 @@ from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from suite.checkpoint import descend, load_checkpoint, save_checkpoint
 from suite.denoiser import target
 from suite.errors import InputError
 from suite.families import family
@@ -218,13 +216,7 @@ class Trainer:
             group["lr"] = self.learning_rate()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.mixed_precision):
             loss = residual_loss(self.net, self.process, x0, y, t, eps, self.penalty, config.loss).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        self.optimizer.step()
-        decay = min(config.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():  # else the average would carry the history of every step
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.net.parameters()), 1 - decay)
+        descend(loss, self.net, self.average, self.optimizer, config.ema, self.step)
         self.step += 1
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -306,56 +298,24 @@ class Trainer:
             },
         }
 
-    # --- checkpoints: every tensor in one safetensors file, numbers in its metadata; no pickle ---
-
     def save_checkpoint(self) -> None:
-        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{k}": v for k, v in state.items()}
         state = {
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
             "config": self.config.model_dump(mode="json"),
         }
-        partial = self.checkpoint.with_name(f".{self.checkpoint.name}.partial")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata={"state": json.dumps(state)})
-        partial.replace(self.checkpoint)
+        save_checkpoint(self.checkpoint, self.net, self.average, self.optimizer, state)
 
     def resume(self) -> None:
-        """Continue from the checkpoint beside the output.
-
-        Raises:
-            InputError: there is none, it is damaged, or another configuration made it (the step count may differ).
-        """
-        if not self.checkpoint.exists():
-            raise InputError(f"nothing to resume: there is no checkpoint {self.checkpoint}")
-        try:
-            with safe_open(self.checkpoint, "pt") as f:
-                state = json.loads((f.metadata() or {})["state"])
-                tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - safe_open is no mapping
-        except (SafetensorError, OSError, KeyError, ValueError):
-            raise InputError(f"the checkpoint {self.checkpoint} is damaged; start without --resume") from None
-        try:  # a setting newer than the checkpoint had its default then
-            made_by = type(self.config).model_validate(state["config"]).model_dump(mode="json")
-        except ValidationError:
-            made_by = {}
-        if {**made_by, "steps": 0} != {**self.config.model_dump(mode="json"), "steps": 0}:
-            raise InputError(
-                f"the checkpoint {self.checkpoint} was made by another configuration; start without --resume"
-            )
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.net.load_state_dict(part("net."))
-        self.average.load_state_dict(part("average."))
-        adam: dict[int, dict[str, Tensor]] = {}
-        weights = list(self.net.parameters())
-        for key, value in part("adam.").items():
-            index, name = key.split(".", 1)
-            like = weights[int(index)] if value.ndim else value  # in the weights' memory order: mixed orders are slow
-            adam.setdefault(int(index), {})[name] = torch.empty_like(like, requires_grad=False).copy_(value)
-        self.optimizer.load_state_dict({"state": adam, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        """Continue from the checkpoint beside the output; see `load_checkpoint`. The step count may differ."""
+        state = load_checkpoint(self.checkpoint, self.net, self.average, self.optimizer, self._made)
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+
+    def _made(self, config: dict[str, Any]) -> bool:
+        """Whether this configuration makes the same training, but for its length."""
+        try:  # a setting newer than the checkpoint had its default then
+            made_by = type(self.config).model_validate(config)
+        except ValidationError:
+            return False
+        return made_by.model_copy(update={"steps": 0}) == self.config.model_copy(update={"steps": 0})

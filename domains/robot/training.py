@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from domains.robot.checkpoint import load_checkpoint, save_checkpoint
 from domains.robot.containers import Array, Demonstrations, Episode
 from domains.robot.data import with_commands
 from domains.robot.network import ActionNetwork
@@ -28,6 +27,7 @@ from domains.robot.samplers import rising_times
 from domains.robot.settings import RobotTrainingConfig, SymmetryConfig
 from domains.robot.vision import shaken
 from domains.robot.windows import Windows, windows
+from suite.checkpoint import descend, load_checkpoint, save_checkpoint
 from suite.errors import InputError
 from suite.noise import generator
 from suite.process import process
@@ -157,13 +157,7 @@ class PolicyTrainer:
         self.optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * progress))
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.mixed_precision):
             loss = self.net.loss(x0, self.net.condition(seen, pictures), t, eps).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0, foreach=True)
-        self.optimizer.step()
-        decay = min(config.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.net.parameters()), 1 - decay)
+        descend(loss, self.net, self.average, self.optimizer, config.ema, self.step)
         self.step += 1
         return loss.detach()
 
@@ -218,13 +212,23 @@ class PolicyTrainer:
 
     def save_checkpoint(self) -> None:
         state = {"step": self.step, "seconds": self.seconds, "history": self.history}
-        state["config"] = self.config.model_dump()
+        state["config"] = self.config.model_dump(mode="json")
         save_checkpoint(self.checkpoint, self.net, self.average, self.optimizer, state)
 
     def resume(self) -> None:
-        """Continue from the checkpoint beside the output; see `load_checkpoint`."""
-        state = load_checkpoint(self.checkpoint, self.net, self.average, self.optimizer, self.config.model_dump())
+        """Continue from the checkpoint beside the output; see `load_checkpoint`. The iterations may differ."""
+
+        def same(config: dict[str, Any]) -> bool:
+            return _shaping(config) == _shaping(self.config.model_dump(mode="json"))
+
+        state = load_checkpoint(self.checkpoint, self.net, self.average, self.optimizer, same)
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+
+
+def _shaping(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides the course of training; words on the card and the number of anchors do not."""
+    free = ("iterations", "anchors", "execute", "name", "description", "licence", "limits")
+    return {key: value for key, value in config.items() if key not in free}
 
 
 def vision_features(config: RobotTrainingConfig) -> int:

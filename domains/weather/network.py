@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from suite.network import NoiseEmbedding
+from suite.network import NoiseEmbedding, through
 
 MOST_SEEDS = 5
 SCALARS = MOST_SEEDS + 1 + 1 + 1 + 2  # one-hot K; truth or member; lead; sine and cosine of the season
@@ -157,17 +157,6 @@ class FieldNet(nn.Module):
             h = F.pad(h, (0, 0, 0, rows), mode="replicate")
         if columns:
             h = F.pad(h, (0, columns, 0, 0), mode="circular" if self.periodic else "replicate")
-        skips = []
-        level: Any
-        for i, level in enumerate(self.down):
-            h = self.shrink[i - 1](h) if i else h
-            for block in level:
-                h = block(h, embedding)
-            skips.append(h)
-        h = skips.pop()
-        for i, level in reversed(list(enumerate(self.up))):
-            h = self.grow[i](h) + skips.pop()
-            for block in level:
-                h = block(h, embedding)
+        h = through(self, h, embedding)
         out: Tensor = self.tail(F.silu(h))[:, :, : size[0], : size[1]]
         return out

@@ -16,6 +16,7 @@ from domains.weather.model import lead_scalar
 from domains.weather.network import MOST_SEEDS, FieldNet
 from domains.weather.preparation import FitConfig
 from domains.weather.training_set import Prepared, TrainingSet
+from suite.checkpoint import descend
 from suite.errors import InputError
 from suite.noise import generator
 from suite.training import Trainer
@@ -111,13 +112,7 @@ class SeedTrainer(Trainer):
             group["lr"] = self.learning_rate()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.mixed_precision):
             loss = self.loss(self.net, data, which, rows, rng)  # type: ignore[arg-type]
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        self.optimizer.step()
-        decay = min(config.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():  # else the average would carry the history of every step
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.net.parameters()), 1 - decay)
+        descend(loss, self.net, self.average, self.optimizer, config.ema, self.step)
         self.step += 1
         value = float(loss.detach())
         if not math.isfinite(value):
