@@ -251,7 +251,7 @@ class Measurement:
         if root is not None:
             normal, rhs = Compose(root.H, normal, root), root.adjoint(rhs)
         z = conjugate_gradient(
-            normal if noise_free else lambda z: normal(z) + p * z,
+            normal if noise_free else lambda z: torch.addcmul(normal(z), p, z),
             rhs,
             first,
             iterations=iterations,

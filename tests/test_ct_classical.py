@@ -13,6 +13,8 @@ from domains.ct.precondition import RampPreconditioner
 from domains.ct.projector import Projector
 from domains.ct.sirt import cgls, sirt
 from domains.ct.tv import (
+    _compiled_step,
+    _step,
     gradient,
     gradient_adjoint,
     level_weights,
@@ -210,6 +212,25 @@ def test_gradient_and_its_adjoint() -> None:
     assert float((gradient(x) * field).sum() - (x * gradient_adjoint(field)).sum()) == pytest.approx(0, abs=1e-12)
     ramp = torch.arange(5.0).expand(1, 1, 7, 5)
     assert float(total_variation(ramp)) == pytest.approx(4 * 7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_compiled_step_of_tv_is_the_plain_one(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+
+    def draw(channels: int, *shape: int) -> torch.Tensor:
+        return torch.randn(3, channels, *shape, generator=g, dtype=dtype)
+
+    x, back, tau = draw(1, 7, 5), draw(1, 7, 5), draw(1, 7, 5).abs()
+    p, numbers = gradient(draw(1, 7, 5)), [draw(1, 1, 1).abs() for _ in range(3)]
+    x[2, 0, 3, 2] = torch.nan
+    states = [(x.clone(), p.clone(), torch.empty_like(x), torch.empty_like(x)) for _ in range(2)]
+    for step, (image, dual, *out) in zip((_step, _compiled_step), states, strict=True):
+        for _ in range(4):
+            step(image, dual, back, tau, *numbers, *out)
+    for plain, compiled in zip(*states, strict=True):
+        torch.testing.assert_close(compiled, plain, equal_nan=True)
+    assert states[1][2][2].isnan().any(), "what is not a number shows"
 
 
 def test_tv_reaches_the_minimum() -> None:

@@ -163,6 +163,40 @@ def adjoint(image, sinogram, ray, a, b, weight, first, last, low, high, row):
 
 
 @njit(nogil=True, cache=True)
+def pack(x, along, across):
+    """Slices `(S, ny, nx)` as lanes of two images, `along` `(ny, nx + 2, lanes)` and, turned, `across` `(nx, ny + 2, lanes)`.
+
+    Both have an empty column at either side.
+    """
+    slices, ny, nx = x.shape
+    lanes = along.shape[2]
+    along[:, 0] = along[:, nx + 1] = across[:, 0] = across[:, ny + 1] = 0
+    for i in range(ny):
+        for j in range(nx):
+            for k in range(slices):
+                along[i, j + 1, k] = x[k, i, j]
+            along[i, j + 1, slices:] = 0
+    for i in range(ny):
+        for j in range(nx):
+            for k in range(lanes):
+                across[j, i + 1, k] = along[i, j + 1, k]
+
+
+@njit(nogil=True, cache=True)
+def unpack(along, across, out):
+    """The transpose of `pack`: the sum of both images, as slices `(S, ny, nx)`; `along` is overwritten."""
+    slices, ny, nx = out.shape
+    lanes = along.shape[2]
+    for i in range(ny):
+        for j in range(nx):
+            for k in range(lanes):
+                along[i, j + 1, k] += across[j, i + 1, k]
+        for k in range(slices):
+            for j in range(nx):
+                out[k, i, j] = along[i, j + 1, k]
+
+
+@njit(nogil=True, cache=True)
 def mirror(x, out):
     """The eight mirror images of a square slice `(n, n)` as lanes `4 d + 2 r + c` of `out`, `(n, n + 2, 8)`."""
     n = x.shape[0]

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -81,31 +82,28 @@ class CompiledProjector:
             start = stop
 
     def _forward_stack(self, values: Array, lanes: int) -> Array:
-        used = len(values)
-        rows = values.transpose(1, 2, 0)
+        from domains.ct import _kernels
+
+        images = [np.empty((rays.steps, rays.width + 2, lanes), values.dtype) for rays in self.rays]
+        _kernels.pack(values, *images)
         sinogram = np.zeros((math.prod(self.geometry.sinogram_shape), lanes), values.dtype)
-        tasks: list[Callable[[], None]] = []
-        for rays in self.rays:
-            image = np.zeros((rays.steps, rays.width + 2, lanes), values.dtype)
-            image[:, 1:-1, :used] = rows if rays.along_y else rows.swapaxes(0, 1)
-            rows = image[:, 1:-1, :used]  # the second table's transpose is faster from here
-            tasks += _forward_tasks(rays, image, sinogram)
-        _run(tasks)
-        return sinogram[:, :used].T
+        run_tasks(
+            chain(*(_forward_tasks(rays, image, sinogram) for rays, image in zip(self.rays, images, strict=True)))
+        )
+        return sinogram[:, : len(values)].T
 
     def _adjoint_stack(self, values: Array, lanes: int) -> Array:
-        used = len(values)
+        from domains.ct import _kernels
+
         sinogram = np.zeros((values.shape[1], lanes), values.dtype)
-        sinogram[:, :used] = values.T
-        tasks: list[Callable[[], None]] = []
-        images = []
-        for rays in self.rays:
-            image = np.zeros((rays.steps, rays.width + 2, lanes), values.dtype)
-            images.append(image[:, 1:-1, :used])
-            tasks += _adjoint_tasks(rays, image, sinogram)
-        _run(tasks)
-        images[0] += images[1].swapaxes(0, 1)
-        return images[0].transpose(2, 0, 1)
+        sinogram[:, : len(values)] = values.T
+        images = [np.zeros((rays.steps, rays.width + 2, lanes), values.dtype) for rays in self.rays]
+        run_tasks(
+            chain(*(_adjoint_tasks(rays, image, sinogram) for rays, image in zip(self.rays, images, strict=True)))
+        )
+        out = np.empty((len(values), *self.geometry.image_shape), values.dtype)
+        _kernels.unpack(*images, out)
+        return out
 
     def _forward_mirrored(self, slice_: Array, folded: Folded) -> Array:
         from domains.ct import _kernels
@@ -113,7 +111,7 @@ class CompiledProjector:
         image = np.empty((folded.rays.steps, folded.rays.width + 2, LANES), slice_.dtype)
         _kernels.mirror(slice_, image)
         sinogram = np.zeros(folded.members.shape, slice_.dtype)
-        _run(_forward_tasks(folded.rays, image, sinogram))
+        run_tasks(_forward_tasks(folded.rays, image, sinogram))
         out = np.zeros(math.prod(self.geometry.sinogram_shape) + 1, slice_.dtype)
         out[folded.members] = sinogram
         return out[:-1]
@@ -123,7 +121,7 @@ class CompiledProjector:
 
         sinogram = np.append(values, values.dtype.type(0))[folded.members]
         image = np.zeros((folded.rays.steps, folded.rays.width + 2, LANES), values.dtype)
-        _run(_adjoint_tasks(folded.rays, image, sinogram))
+        run_tasks(_adjoint_tasks(folded.rays, image, sinogram))
         out = np.empty(self.geometry.image_shape, values.dtype)
         _kernels.mirror_adjoint(image, out)
         return out
@@ -166,7 +164,7 @@ def _band(image: Array) -> int:
     return max(1, _BAND_BYTES // int(image[0].nbytes))
 
 
-def _run(tasks: Iterable[Callable[[], None]]) -> None:
+def run_tasks(tasks: Iterable[Callable[[], None]]) -> None:
     """Run the tasks, as many at a time as torch has threads; their writes do not overlap."""
     threads = torch.get_num_threads()
     if threads == 1:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from domains.ct.compiled import _run as run_tasks
+from domains.ct.compiled import run_tasks
 
 if TYPE_CHECKING:
     from domains.ct.cone import Columns, ConeProjector

@@ -128,7 +128,7 @@ class ScaledProjector(LinearOperator):
         return self.scale * self.operator.forward(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self.scale * self.operator.adjoint(y)
+        return self.operator.adjoint(self.scale * y)
 
 
 def choose_method(config: ReconstructConfig) -> str:

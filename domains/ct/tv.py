@@ -8,9 +8,12 @@ over-relaxation (Condat 2013). Every slice has its own steps and its own lambda.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from domains.ct.compiled import run_tasks
 from domains.ct.fbp import fbp
 from domains.ct.physics import MU_WATER_PER_MM, estimate_photons, log_weights
 from domains.ct.projector import Projector
@@ -115,40 +118,71 @@ def _primal_dual(projector: Projector, y: Tensor, root: Tensor, strength: Tensor
     sigma_grad = 1 / (scale * 2 * a)
     target, radius = root * y, strength / a
 
-    q = torch.zeros_like(y)
-    p = torch.zeros_like(gradient(x))
-    new = x
+    step = _compiled_step if x.device.type == "cpu" else _step
+    q, x = torch.zeros_like(y), x.clone(memory_format=torch.contiguous_format)
+    p = x.new_zeros((len(x), 2, *x.shape[2:]))
+    new, ahead = torch.empty_like(x), torch.empty_like(x)
     for _ in range(iterations):
-        new = (x - tau * (projector.adjoint(root * q) + a * gradient_adjoint(p))).clamp_min_(0)
-        ahead = 2 * new - x
+        step(x, p, projector.adjoint(root * q), tau, a, sigma_grad * a, radius, new, ahead)
         q_new = (q + sigma_data * (root * projector(ahead) - target)) / (1 + sigma_data)
-        p_new = p + (sigma_grad * a) * gradient(ahead)
-        p_new *= (radius / magnitude(p_new).clamp_min_(1e-30)).clamp_max(1)
-        x = torch.lerp(x, new, _RELAXATION)
         q = torch.lerp(q, q_new, _RELAXATION)
-        p = torch.lerp(p, p_new, _RELAXATION)
     return new
 
 
+def _step(
+    x: Tensor, p: Tensor, back: Tensor, tau: Tensor, a: Tensor, ascent: Tensor, radius: Tensor, *out: Tensor
+) -> None:
+    """The primal step and the dual step of the gradient, in place: `x` `(B, 1, ny, nx)`, `p` `(B, 2, ny, nx)`.
+
+    `out` takes the new image, not relaxed, and its extrapolation.
+    """
+    new, ahead = out
+    torch.clamp_min(x - tau * (back + a * gradient_adjoint(p)), 0, out=new)
+    torch.sub(2 * new, x, out=ahead)
+    p_new = p + ascent * gradient(ahead)
+    p_new *= (radius / magnitude(p_new).clamp_min_(1e-30)).clamp_max(1)
+    x.lerp_(new, _RELAXATION)
+    p.lerp_(p_new, _RELAXATION)
+
+
+def _compiled_step(
+    x: Tensor, p: Tensor, back: Tensor, tau: Tensor, a: Tensor, ascent: Tensor, radius: Tensor, *out: Tensor
+) -> None:
+    """`_step` on the processor: one pass over each slice, which stays in its cache, in place of twenty over the stack."""
+    from domains.ct import _tv_kernels as kernels
+
+    images = [tensor[:, 0].numpy() for tensor in (x, back, tau.expand_as(x).contiguous(), *out)]
+    duals, numbers = p.numpy(), [number.flatten().numpy() for number in (a, ascent, radius)]
+    relaxation = images[0].dtype.type(_RELAXATION)
+
+    def one(k: int) -> None:
+        slice_, from_data, share, new, ahead = (image[k] for image in images)
+        scale, up, longest = (number[k] for number in numbers)
+        kernels.primal(slice_, duals[k], from_data, share, scale, relaxation, new, ahead)
+        kernels.dual(ahead, duals[k], up, longest, relaxation)
+
+    run_tasks(partial(one, k) for k in range(len(x)))
+
+
 def gradient(x: Tensor) -> Tensor:
-    """Forward differences along x and y, zero at the far edge: `(2, *x.shape)`."""
-    g = torch.zeros((2, *x.shape), dtype=x.dtype, device=x.device)
-    torch.sub(x[..., 1:], x[..., :-1], out=g[0, ..., :-1])
-    torch.sub(x[..., 1:, :], x[..., :-1, :], out=g[1, ..., :-1, :])
+    """Forward differences along x and y, zero at the far edge: `(B, 1, ny, nx)` to `(B, 2, ny, nx)`."""
+    g = x.new_zeros((len(x), 2, *x.shape[2:]))
+    torch.sub(x[:, 0, :, 1:], x[:, 0, :, :-1], out=g[:, 0, :, :-1])
+    torch.sub(x[:, 0, 1:], x[:, 0, :-1], out=g[:, 1, :-1])
     return g
 
 
 def gradient_adjoint(g: Tensor) -> Tensor:
     """The transpose of `gradient` (minus the divergence); the differences across the far edge must be zero."""
-    out = -(g[0] + g[1])
-    out[..., 1:] += g[0, ..., :-1]
-    out[..., 1:, :] += g[1, ..., :-1, :]
+    out = -g.sum(1, keepdim=True)
+    out[:, 0, :, 1:] += g[:, 0, :, :-1]
+    out[:, 0, 1:] += g[:, 1, :-1]
     return out
 
 
 def magnitude(g: Tensor) -> Tensor:
-    """Length of the gradient at each pixel."""
-    return torch.addcmul(g[0] * g[0], g[1], g[1]).sqrt_()
+    """Length of the gradient at each pixel, `(B, 1, ny, nx)`."""
+    return torch.addcmul(g[:, :1] * g[:, :1], g[:, 1:], g[:, 1:]).sqrt_()
 
 
 def total_variation(x: Tensor) -> Tensor:
