@@ -1,6 +1,6 @@
 """PushT demonstrations as a camera sees them: pictures of gym-pusht in place of the block's pose.
 
-    python benchmarks/robot_pictures.py pusht_lowdim_train.npz -o pictures.npz [--episodes 80] [--size 48] [--blank]
+    python benchmarks/_robot_pictures.py pusht_lowdim_train.npz -o pictures.npz [--episodes 80] [--size 48] [--blank]
 
 The npz holds `state` (agent x, y; pixels), `camera` (T, size, size, 3) uint8, `action` and `episode_ends`. With --blank every
 picture is grey: what a policy of the same size achieves that cannot see the block.
