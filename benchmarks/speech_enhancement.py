@@ -1,6 +1,6 @@
 """Speech in noise: quality and time of every method and number of steps, beside the noisy input, the Wiener filter and RNNoise.
 
-    python benchmarks/speech_enhancement.py DATA [--prior FILE] [--snr 0 5 10] [--families | --rooms [--blind]]
+    python benchmarks/speech_enhancement.py DATA [--prior FILE] [--snr 0 5 10] [--families | --rooms [--blind] [--guidance NAME]]
 
 DATA holds clean/, noise/ and rir/. Speakers and noises are those that the shipped prior never saw (`data.exclude` in
 configs/speech/train.yaml), mixed pairwise. RNNoise takes part where the package pyrnnoise can be imported: it is fed 48 kHz, as it
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -100,6 +101,7 @@ def rnnoise() -> Callable[[Array], Array] | None:
     return run
 
 
+Guidance = Literal["dds", "stft", "both"] | None
 Methods = dict[str, Callable[[Array], Array]]
 
 
@@ -158,7 +160,7 @@ def compare(data: Path, compared: Methods, snr: float) -> None:
         show(name, row)
 
 
-def rooms(data: Path, prior: Prior, folder: Path, blind: bool, pattern: str) -> None:
+def rooms(data: Path, prior: Prior, folder: Path, blind: bool, pattern: str, guidance: Guidance) -> None:
     """Every room undone, known or blindly: the same held-out voice before and after.
 
     Blindly, nothing tells when the sound left: the reference is delayed by the response's direct sound.
@@ -172,7 +174,7 @@ def rooms(data: Path, prior: Prior, folder: Path, blind: bool, pattern: str) -> 
         wet = reverberant(clean, response)
         kind = Audio(folder / "wet.wav", RATE, len(wet), 1, "WAV", "FLOAT", "FILE")
         write_audio(kind.path, wet[:, None], kind)
-        config = EnhanceConfig(blind_reverb=True) if blind else EnhanceConfig(rir=file)
+        config = EnhanceConfig(guidance=guidance, blind_reverb=blind, rir=None if blind else file)
         steps = steps_of(choose_method(config), config)
         enhance_informed(open_audio(kind.path), folder / "dry.wav", prior, "", config, steps, Stopwatch())
         delay = int(np.abs(response).argmax()) if blind else 0
@@ -192,6 +194,7 @@ def main() -> None:
     parser.add_argument("--families", action="store_true")
     parser.add_argument("--rooms", action="store_true")
     parser.add_argument("--blind", action="store_true", help="with --rooms: the room is not told")
+    parser.add_argument("--guidance", choices=["dds", "stft", "both"], help="with --rooms (default: that of the suite)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these methods, or one pattern of room files")
     given = parser.parse_args()
     if not given.data.is_dir():
@@ -203,7 +206,8 @@ def main() -> None:
         import tempfile
 
         with tempfile.TemporaryDirectory() as folder:
-            rooms(given.data, prior, Path(folder), given.blind, given.only[0] if given.only else "*.flac")
+            pattern = given.only[0] if given.only else "*.flac"
+            rooms(given.data, prior, Path(folder), given.blind, pattern, given.guidance)
         return
     compared = families(prior) if given.families else methods(prior)
     compared = {name: run for name, run in compared.items() if given.only is None or name in given.only}

@@ -114,7 +114,7 @@ class Measurement:
         """`A`; `InputError` when the operator is not linear."""
         if not self.linear or not isinstance(self.operator, LinearOperator):
             raise InputError(
-                "this method needs a linear operator; for others use dps, pigdm, or daps with Langevin steps"
+                "this method needs a linear operator; for others use dps, pigdm, unit_steps, or daps with Langevin steps"
             )
         return self.operator
 

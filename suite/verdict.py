@@ -1,11 +1,18 @@
-"""What a run found about its own trustworthiness, as one line with reasons and as fields of its record, for every domain."""
+"""What a run found about its own trustworthiness: one line with reasons for a report, and fields for its record.
+
+    findings = Findings(run.misfit_chi2, run.estimator, calibrated=True, doubts=run.warnings)
+    run.extra |= findings.record()
+    Report(title, findings.verdict, findings.reasons(), ...)
+
+Nothing here knows a field: each fills in what has a meaning for it and leaves the rest.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-CHI2_LIMIT = 1.3
 DISAGREEMENT_LIMIT = 0.05
 SHARE_LIMIT = 0.9
 
@@ -16,34 +23,40 @@ class Findings:
 
     Attributes:
         misfit_chi2: of the result; 1 is what the noise alone explains.
-        estimator: "sample", "mean" or "point".
-        familiarity: `suite.trust.Familiarity.score`; above 1 the prior does not know such pictures.
-        prior_share: mean over the object of `suite.trust.prior_share`.
-        disagreement: `suite.doubts.beyond`, the share of the object that lies beyond 3 standard deviations from the reference.
+        estimator: "sample", "mean" or "point", as in the run's record; None: it estimates nothing.
+        familiarity: `suite.trust.Familiarity.score`; above 1 the data are unlike those the prior was trained on.
+        prior_share: mean over the result of `suite.trust.prior_share`.
+        disagreement: `suite.doubts.beyond`, the share of the result that lies beyond 3 standard deviations from the reference.
         calibrated: whether the intervals are scaled by held-out data; None: there are none.
         reference: name of the classical method beside the result.
+        chi2_range: misfits that are taken as explained; a lower end where too small a misfit is a fault too.
+        facts: sentences of the domain's own on what the verdict rests on beside these.
+        doubts: sentences of the domain's own, and warnings of the run; any of them asks for a look.
     """
 
     misfit_chi2: float | None = None
-    estimator: str = "point"
+    estimator: str | None = "point"
     familiarity: float | None = None
     prior_share: float | None = None
     disagreement: float | None = None
     calibrated: bool | None = None
     reference: str = "classical reference"
+    chi2_range: tuple[float, float] = (0.0, 1.3)
+    facts: Sequence[str] = ()
+    doubts: Sequence[str] = ()
 
     @property
     def faults(self) -> list[str]:
         """What somebody should look at, each a few words."""
-        said = []
-        if self.misfit_chi2 is not None and self.misfit_chi2 > CHI2_LIMIT:
-            said.append("the data are not explained")
+        said = [] if self._misfit_fault is None else [self._misfit_fault]
         if self.familiarity is not None and self.familiarity > 1:
-            said.append("the prior does not know such pictures")
+            said.append("it is unlike what the prior was trained on")
         if self.disagreement is not None and self.disagreement > DISAGREEMENT_LIMIT:
             said.append(f"much differs from the {self.reference}")
         if self.prior_share is not None and self.prior_share > SHARE_LIMIT:
             said.append("nearly all detail is the prior's")
+        if self.doubts:
+            said.append("see the notes below")
         return said
 
     @property
@@ -58,15 +71,15 @@ class Findings:
         return "Nothing found speaks against this result."
 
     def reasons(self) -> list[str]:
-        """The verdict's line and what it rests on, each a sentence."""
+        """The verdict's line, what it rests on and the doubts, each a sentence."""
         said = [self.line]
         if self.misfit_chi2 is not None:
-            explained = "the data are explained" if self.misfit_chi2 <= CHI2_LIMIT else "the data are not explained"
+            explained = self._misfit_fault or "the data are explained"
             said.append(f"Misfit: chi-square {self.misfit_chi2:.2f}, 1 is what the noise alone explains; {explained}.")
         if self.familiarity is not None:
-            known = "knows" if self.familiarity <= 1 else "does not know"
+            known = "does not know" if self.familiarity > 1 else "knows"
             said.append(
-                f"Familiarity: score {self.familiarity:.2f}, 1 is the edge of the usual; the prior {known} such pictures."
+                f"Familiarity: score {self.familiarity:.2f}, 1 is the edge of the usual; the prior {known} such data."
             )
         if self.prior_share is not None:
             said.append(
@@ -74,15 +87,14 @@ class Findings:
             )
         if self.disagreement is not None:
             said.append(
-                f"Disagreement: {100 * self.disagreement:.1f} % of the object lies more than 3 standard deviations from the "
+                f"Disagreement: {100 * self.disagreement:.1f} % of the result lies more than 3 standard deviations from the "
                 f"{self.reference}."
             )
         if self.estimator == "point":
             said.append("No uncertainty: this method is a point estimator.")
         elif self.calibrated is not None:
-            held = "scaled by held-out subjects" if self.calibrated else "not calibrated"
-            said.append(f"Intervals of 90 %: {held}.")
-        return said
+            said.append(f"Intervals of 90 %: {'scaled by held-out data' if self.calibrated else 'not calibrated'}.")
+        return [*said, *self.facts, *self.doubts]
 
     def record(self) -> dict[str, Any]:
         """Fields of `run.json`; those that are None are left out."""
@@ -93,3 +105,12 @@ class Findings:
         }
         told = {name: round(value, 4) for name, value in fields.items() if value is not None}
         return told | {"verdict": {"verdict": self.verdict, "line": self.line, "reasons": self.reasons()}}
+
+    @property
+    def _misfit_fault(self) -> str | None:
+        low, high = self.chi2_range
+        if self.misfit_chi2 is None or low <= self.misfit_chi2 <= high:
+            return None
+        if self.misfit_chi2 < low:
+            return "the data are explained better than their noise allows"
+        return "the data are not explained"

@@ -91,6 +91,9 @@ def test_an_item_does_not_know_its_neighbours(name: str, operator: str) -> None:
     assert (batch[0] - batch[1]).abs().max() > 1e-2
 
 
+NONLINEAR = ("dps", "pigdm", "unit_steps", "daps")
+APPROACH = ("dps", "stsl", "unit_steps")
+"""They only approach noise-free data, but for a mask."""
 GUIDED = [name for name, method in METHODS.items() if issubclass(method, Guided)]
 
 
@@ -147,8 +150,10 @@ def test_seeds_repeat_and_differ(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "operator"),
-    served(*(m for m in METHODS if m not in ("dps", "stsl", "smc", "red_diff")), operators=("mask", "ct", "mri"))
-    + served("dps", "stsl", operators=("mask",)),  # others these two only approach
+    served(
+        *(m for m in METHODS if m not in APPROACH and m != "smc" and m != "red_diff"), operators=("mask", "ct", "mri")
+    )
+    + served(*APPROACH, operators=("mask",)),
 )
 def test_data_without_noise_are_met(name: str, operator: str) -> None:
     case = Case("white", operator, noise=0.0)
@@ -226,15 +231,15 @@ def test_methods_that_differentiate_refuse_cached_networks(name: str) -> None:
         make(name).run(Cached(case.prior), case.measurement, case.like, noise=Noise.of(0), steps=2)
 
 
-@pytest.mark.parametrize("name", [m for m in METHODS if m not in ("dps", "pigdm", "daps")])
+@pytest.mark.parametrize("name", [m for m in METHODS if m not in NONLINEAR])
 def test_an_operator_that_is_not_linear_needs_a_method_for_it(name: str) -> None:
     case = Case("mixture", "ct")
     measurement = Measurement(lambda x: x.tanh(), case.like.zero_(), 0.1, linear=False)
-    with pytest.raises(InputError, match="linear operator; for others use dps, pigdm, or daps"):
+    with pytest.raises(InputError, match="linear operator; for others use dps, pigdm, unit_steps, or daps"):
         make(name).run(case.prior, measurement, case.like, noise=Noise.of(0), steps=2)
 
 
-@pytest.mark.parametrize("name", ["dps", "pigdm", "daps"])
+@pytest.mark.parametrize("name", NONLINEAR)
 def test_and_those_serve_it(name: str) -> None:
     """Saturating data of one pixel each: the estimate moves from the prior to where they point."""
     case = Case("white", "mask")

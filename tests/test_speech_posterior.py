@@ -10,6 +10,7 @@ import torch
 from speech_cases import enhance, record, tiny_prior, voice, write
 
 from domains.speech.data import Audio, read_audio
+from domains.speech.informed import joined
 from domains.speech.metrics import si_sdr
 from domains.speech.mixing import reverberant
 from domains.speech.posterior import clipping, gaps, room, sample_variance
@@ -85,6 +86,18 @@ def test_clipped_samples_are_at_least_the_level(prior: Path, tmp_path: Path) -> 
     cut = np.abs(x) >= 0.999 * level
     assert np.allclose(found[~cut], x[~cut], atol=1e-3)
     assert bool((np.sign(x[cut]) * found[cut] >= 0.98 * level).all())
+
+
+def test_what_is_filled_in_joins_what_is_kept() -> None:
+    """No step at either edge, the estimate itself further in, the recording outside."""
+    t = np.arange(1600, dtype=np.float32)[:, None] / RATE
+    recording, kept = np.sin(600 * t), np.ones((1600, 1), bool)
+    kept[400:900], kept[1590:] = False, False
+    estimate = recording + 0.2
+    out = joined(estimate, recording, kept, RATE)
+    assert np.array_equal(out[kept], recording[kept])
+    assert np.abs(np.diff(out - recording, axis=0)).max() < 0.02
+    assert np.allclose(out[600:700], estimate[600:700], atol=1e-4)
 
 
 def test_masks_at_another_rate(tmp_path: Path) -> None:

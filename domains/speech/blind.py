@@ -111,6 +111,7 @@ class BlindRoom(DDS):
         spectrum: the representation of the states.
         y: the recording `(B, n)` at unit level.
         noise: standard deviation of its noise `(B, 1)`.
+        pull: False only finds the rooms, for another pull to follow.
         guided: of `DDS`.
 
     Attributes:
@@ -119,19 +120,27 @@ class BlindRoom(DDS):
 
     levels = (0.1, 0.02)
 
-    def __init__(self, spectrum: Spectrum, y: Tensor, noise: Tensor, **guided: object) -> None:
+    def __init__(self, spectrum: Spectrum, y: Tensor, noise: Tensor, pull: bool = True, **guided: object) -> None:
         target = spectrum.stft(y)
         start = torch.stack([wpe(channel, delay=DELAY) for channel in target])
         super().__init__(init=spectrum.fold(spectrum.compress(start)), **guided)  # type: ignore[arg-type]
-        self.spectrum, self.target = spectrum, target
+        self.spectrum, self.target, self.pull = spectrum, target, pull
         energy = float((torch.hann_window(spectrum.window) ** 2).sum())
         self.slack = SLACK**2 * local_power(target) + energy * noise.square()[..., None] + 1e-4
         self.rooms = [Room.unknown(target.shape[1]) for _ in target]
 
+    @property
+    def room(self) -> SubbandRoom:
+        """The rooms of the moment."""
+        return SubbandRoom(torch.stack([room.h for room in self.rooms]))
+
     def measurement(self) -> Measurement:
-        """The recording as the room of the moment explains it."""
-        room = SubbandRoom(torch.stack([room.h for room in self.rooms]))
-        return Measurement(room, self.target, self.slack.sqrt())
+        """The recording as the rooms of the moment explain it."""
+        return Measurement(self.room, self.target, self.slack.sqrt())
+
+    def received(self, state: Tensor) -> Tensor:
+        """Spectra of a state's speech in the rooms of the moment."""
+        return self.room(self.spectrum.expand(self.spectrum.unfold(state)))
 
     def guide(self, prior: Denoiser, measurement: Measurement, noise: Noise) -> Denoiser:
         return _Joint(prior, measurement, self)
@@ -154,6 +163,8 @@ class _Joint(GuidedDenoiser):
             room.fitted(x, target, slack, second)
             for room, x, target, slack in zip(method.rooms, speech, method.target, method.slack, strict=True)
         ]
+        if not method.pull:
+            return mean, eps
         precision = 1 / bin_variance(spectrum, speech, float(self.variance(t).mean()))
         speech = method.measurement().proximal(speech, precision, iterations=method.iterations, tolerance=1e-3)
         return spectrum.fold(spectrum.compress(speech)), eps

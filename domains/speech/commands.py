@@ -56,6 +56,7 @@ def simulate(clean: Path, **given: Any) -> None:
 @click.option(
     "--noise-db", type=float, metavar="DB", help="Noise over the recording's level, with those five (estimated)."
 )
+@click.option("--removed", is_flag=True, default=None, help="Also write what was taken out, in removed/.")
 @main_options
 def enhance(path: Path, options: MainOptions, **known: Any) -> None:
     """Enhance an audio file, or the audio files of a folder (WAV, FLAC, Ogg).

@@ -16,8 +16,10 @@ from torch import Tensor
 from domains.speech.blind import BlindRoom
 from domains.speech.config import EnhanceConfig, Enhanced
 from domains.speech.data import Audio, blocks, write_audio
+from domains.speech.methods import guidance_of
 from domains.speech.posterior import (
     LONGEST_SECONDS,
+    Bounded,
     Degradation,
     WaveformDDS,
     band_limit,
@@ -27,17 +29,21 @@ from domains.speech.posterior import (
     room,
 )
 from domains.speech.resampling import resample
+from domains.speech.residual import SpectrumSteps, compressed_measurement
 from domains.speech.spectrum import Spectrum
 from domains.speech.stream import ColumnNoise
-from domains.speech.survey import remarks, survey
+from domains.speech.survey import faults, remarks, survey
+from suite.denoiser import Denoiser
 from suite.errors import InputError
 from suite.measurement import Measurement
-from suite.posterior.dds import DDS
+from suite.posterior.base import Guided
 from suite.prior import Prior
 from suite.process import edm
 from suite.restoration import Conditioned
 
 Array = NDArray[np.float32]
+JOIN_SECONDS = 1e-3
+
 Clock = Callable[[str], AbstractContextManager[Any]]
 
 
@@ -75,10 +81,10 @@ def enhance_informed(
     clean = np.where(np.isfinite(x), x - (0 if config.clip else found.offset), 0.0).astype(np.float32)
     if found.level == 0:
         write_audio(output, np.zeros_like(clean), audio)
-        return Enhanced({}, remarks(audio, found))
+        return Enhanced({}, remarks(audio, found), faults(audio, found))
     y = torch.from_numpy(resample(clean, audio.rate, spectrum.rate).T.copy()) / found.level
     draws = _Draws(prior, spectrum, identity, config, steps, clock)
-    kept = None
+    kept, chi2 = None, None
     if config.blind_reverb:
         estimate, chi2 = draws.blind(y)
     else:
@@ -87,12 +93,37 @@ def enhance_informed(
         estimate, chi2 = draws.known(y, what)
     out = resample((estimate * found.level).T.numpy().copy(), spectrum.rate, audio.rate)[: audio.frames]
     out = np.pad(out, ((0, audio.frames - len(out)), (0, 0)))
-    out = out if kept is None else np.where(kept, clean, out)
+    if kept is not None:
+        out = joined(out, clean, kept, audio.rate)
+        if config.clip is not None:
+            out = np.where(kept, out, np.copysign(np.maximum(np.sign(clean) * out, config.clip), clean))
     limited = write_audio(output, out.astype(np.float32), audio)
-    warnings = [sentence for sentence in remarks(audio, found) if config.clip is None or "clipped" not in sentence]
+    doubts = faults(audio, found, clipped=config.clip is None)
     if limited:
-        warnings.append(f"{audio.path.name}: {limited} samples exceeded full scale and were limited.")
-    return Enhanced({"misfit_chi2": chi2}, warnings)
+        doubts.append(f"{audio.path.name}: {limited} samples exceeded full scale and were limited.")
+    notes = remarks(audio, found, centred=config.clip is None, kept=kept is not None)
+    return Enhanced({"misfit_chi2": chi2}, notes, doubts)
+
+
+def joined(estimate: Array, recording: Array, kept: NDArray[np.bool_], rate: int) -> Array:
+    """The recording where it is kept, else the estimate, without a step where they meet; all `(n, channels)`.
+
+    The error at the last kept sample and that at the next one, interpolated, are taken off in between, fading within a millisecond.
+    """
+    out = recording.copy()
+    for c in range(out.shape[1]):
+        inside, lost = np.flatnonzero(kept[:, c]), np.flatnonzero(~kept[:, c])
+        if not len(inside):
+            return estimate
+        after = np.searchsorted(inside, lost)
+        before, behind = inside[np.maximum(after - 1, 0)], inside[np.minimum(after, len(inside) - 1)]
+        error = np.interp(lost, inside, (recording - estimate)[inside, c])
+        fade = np.exp(-np.minimum(abs(lost - before), abs(lost - behind)) / (JOIN_SECONDS * rate))
+        out[lost, c] = estimate[lost, c] + error * fade
+    return out
+
+
+Pull = tuple[Guided, Measurement]
 
 
 @dataclass
@@ -106,31 +137,48 @@ class _Draws:
     steps: int
     clock: Clock
 
-    def known(self, y: Tensor, what: Degradation) -> tuple[Tensor, float]:
-        """The estimate `(channels, n)` and its misfit."""
-        std = torch.where(what.known, noise_std(y, self.config.noise_db), torch.inf)
-        measurement = Measurement(what.operator, y, std)
-        method = WaveformDDS(self.spectrum, what.constraint, **self._options())
-        with self.clock("operator"):
-            estimate = self.spectrum.samples(self._run(method, measurement, y), y.shape[-1])
-        return estimate, float(measurement.misfit_chi2(estimate).mean())
+    def known(self, y: Tensor, what: Degradation) -> tuple[Tensor, float | None]:
+        """The estimate `(channels, n)` and its misfit; None where the recording is kept as it is, and so is met."""
+        spectrum, count = self.spectrum, y.shape[-1]
+        samples = Measurement(what.operator, y, torch.where(what.known, noise_std(y, self.config.noise_db), torch.inf))
+        view = compressed_measurement(
+            lambda state: spectrum.stft(what.record(spectrum.samples(state, count))), spectrum.stft(what.recording)
+        )
+        dds = WaveformDDS(spectrum, what.constraint, iterations=self.config.iterations, data_std=self._std)
+        steps = SpectrumSteps(strength=what.strength, repeats=what.repeats, data_std=self._std)
+        pulls: dict[str, Pull] = {"dds": (dds, samples), "stft": (steps, view)}
+        guidance = guidance_of(self.config)
+        state = self._run([pull for name, pull in pulls.items() if guidance in (name, "both")], y)
+        estimate = spectrum.samples(state, count)
+        estimate = estimate if what.constraint is None else what.constraint(estimate)
+        return estimate, None if what.kept is not None else float(samples.misfit_chi2(estimate).mean())
 
     def blind(self, y: Tensor) -> tuple[Tensor, float]:
-        """The same in an unknown room."""
-        with self.clock("operator"):
-            method = BlindRoom(self.spectrum, y, noise_std(y, self.config.noise_db), **self._options())
-            state = self._run(method, method.measurement(), y)
-            estimate = self.spectrum.samples(state, y.shape[-1])
-        return estimate, float(method.measurement().misfit_chi2(self.spectrum.stft(estimate)).mean())
+        """The same in an unknown room, which is found at every step whatever pulls."""
+        spectrum, guidance = self.spectrum, guidance_of(self.config)
+        options: dict[str, Any] = {"iterations": self.config.iterations, "data_std": self._std}
+        method = BlindRoom(spectrum, y, noise_std(y, self.config.noise_db), pull=guidance != "stft", **options)
+        pulls: list[Pull] = [(method, method.measurement())]
+        if guidance != "dds":
+            steps = SpectrumSteps(init=method.init, data_std=self._std, levels=method.levels)
+            pulls.append((steps, compressed_measurement(method.received, method.target)))
+        estimate = spectrum.samples(self._run(pulls, y), y.shape[-1])
+        return estimate, float(method.measurement().misfit_chi2(spectrum.stft(estimate)).mean())
 
-    def _options(self) -> dict[str, Any]:
-        return {"data_std": self.prior.card.sigma_data, "iterations": self.config.iterations}
+    @property
+    def _std(self) -> float:
+        return self.prior.card.sigma_data
 
-    def _run(self, method: DDS, measurement: Measurement, y: Tensor) -> Tensor:
+    def _run(self, pulls: list[Pull], y: Tensor) -> Tensor:
+        """The state after a run with these pulls, each a guide around the one before."""
         spectrum, config = self.spectrum, self.config
         like = torch.zeros(len(y), spectrum.channels, spectrum.rows, spectrum.columns(y.shape[-1]))
+        noise = ColumnNoise(config.seed, self.identity, 0)
         options: dict[str, Any] = {"precision": config.precision, "clock": lambda: self.clock("network")}
-        denoiser = Conditioned(self.prior, edm(0.02, 20.0), torch.zeros_like(like), **options)
-        return method.run(
-            denoiser, measurement, like, noise=ColumnNoise(config.seed, self.identity, 0), steps=self.steps
-        )
+        network = Conditioned(self.prior, edm(0.02, 20.0), torch.zeros_like(like), **options)
+        denoiser: Denoiser = Bounded(network, self._std)
+        for method, measurement in pulls[:-1]:
+            denoiser = method.guide(denoiser, measurement, noise)
+        method, measurement = pulls[-1]
+        with self.clock("operator"):
+            return method.run(denoiser, measurement, like, noise=noise, steps=self.steps)

@@ -83,3 +83,12 @@ BLIND_STEPS = 6
 def steps_of(method: Method, config: EnhanceConfig) -> int:
     """Network evaluations of a run: as many as asked for, or what the method takes."""
     return config.steps or (BLIND_STEPS if config.blind_reverb else method.steps)
+
+
+GUIDANCE = {"rir": "both", "bandwidth": "both", "gaps": "stft", "clip": "stft", "blind-reverb": "dds"}
+"""Pulls towards the data where none is asked for, by what is known; chosen on the validation speakers (docs/speech.md)."""
+
+
+def guidance_of(config: EnhanceConfig) -> str:
+    """How the posterior method is pulled towards the data: as asked for, or what serves the degradation best."""
+    return config.guidance or GUIDANCE[config.informed[0]]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from domains.speech.config import EnhanceConfig, Enhanced
 from domains.speech.data import Audio, Writer, blocks
+from domains.speech.guard import words
 from domains.speech.methods import METHODS, Method
 from domains.speech.resampling import resample
 from domains.speech.spectrum import Spectrum
@@ -24,11 +25,10 @@ from domains.speech.survey import (
     FRAME_SECONDS,
     Energies,
     Survey,
-    buried_seconds,
     changes,
+    faults,
     frame_energies,
     level,
-    louder_seconds,
     remarks,
     survey,
 )
@@ -41,13 +41,6 @@ Array = NDArray[np.float32]
 Clock = Callable[[str], AbstractContextManager[Any]]
 
 WEIGHTS = Path(__file__).parent / "weights" / "speech-bridge.safetensors"
-SPREAD_WARNED = 0.28
-"""A second is named where the draws' standard deviation exceeds this share of their mean.
-
-Calibrated on mixtures of the validation speakers at -5, 0 and 5 dB with three draws of storm, a second counting as lost where the
-correlation of its envelopes with the truth is below 0.5: one in ten good seconds is named, and two in three lost ones. Draws of the
-bridge hardly differ and tell little.
-"""
 
 
 def choose_method(config: EnhanceConfig) -> Method:
@@ -224,14 +217,14 @@ def enhance_file(
     """
     spectrum = restorer.spectrum
     found = survey(audio)
-    warnings = remarks(audio, found)
+    notes, doubts = remarks(audio, found), faults(audio, found)
     before = Energies(spectrum.rate)
     with clock("operator"), Writer(output, audio) as writer, _writer(reference, audio) as second:
         if found.level == 0:
             for block in blocks(audio):
                 for each in filter(None, (writer, second)):
                     each.write(np.zeros_like(block))
-            return Enhanced({}, warnings)
+            return Enhanced({}, notes, doubts)
         if config.centre == "medoid" and restorer.samples > 1:
             restorer.chosen = _medoid(audio, found, restorer, config)
         streams = [(restorer.streamer(audio.channels, 1 / found.level, config), writer)]
@@ -246,11 +239,13 @@ def enhance_file(
             track.finish()
         before.finish()
     after = tracks[0].energies
-    metrics = changes(before, after) | spread_of(restorer)
+    judged = words(audio.path.name, before, after, restorer.spread, spectrum.rate / spectrum.column)
+    metrics = changes(before, after) | judged.metrics | {"clipped_percent": 100 * found.clipped}
     if restorer.chosen is not None:
         metrics["chosen_draw"] = float(restorer.chosen)
-    warnings += doubts(audio.path.name, before, after, restorer, writer.limited)
-    return Enhanced(metrics, warnings)
+    if writer.limited:
+        doubts.append(f"{audio.path.name}: {writer.limited} samples exceeded full scale and were limited.")
+    return Enhanced(metrics, notes, doubts + judged.doubts)
 
 
 def _medoid(audio: Audio, found: Survey, restorer: Restorer, config: EnhanceConfig) -> int:
@@ -274,44 +269,6 @@ def _model_rate(audio: Audio, found: Survey, rate: int) -> Iterator[Array]:
     rest = resampler(np.zeros((0, audio.channels), np.float32), last=True)
     if len(rest) and not resampler.same:
         yield rest
-
-
-# --- what is said -----------------------------------------------------------------------------------------------------
-
-
-def spread_of(restorer: Restorer) -> dict[str, float | None]:
-    """The spread of the draws over the whole recording, dB under their mean."""
-    if not restorer.spread:
-        return {}
-    variance, energy = np.sum(list(restorer.spread.values()), axis=0)
-    return {"spread_db": float(10 * np.log10(max(variance, 1e-30) / max(energy, 1e-30)))}
-
-
-def doubts(name: str, before: Energies, after: Energies, restorer: Restorer, limited: int) -> list[str]:
-    """Sentences about the result: where it may say something else than the recording."""
-    said: list[str] = []
-    louder = louder_seconds(before, after)
-    if louder:
-        said.append(f"{name}: the result is louder than the recording in some band at {_times(louder)}; listen there.")
-    buried = buried_seconds(before, after)
-    if buried:
-        said.append(f"{name}: most of the sound was removed at {_times(buried)}; words may be missing there.")
-    per = restorer.spectrum.rate / restorer.spectrum.column
-    seconds: dict[int, NDArray[np.float64]] = {}
-    for column, pair in restorer.spread.items():
-        seconds[int(column / per)] = seconds.get(int(column / per), np.zeros(2)) + pair
-    loudest = max((float(pair[1]) for pair in seconds.values()), default=0.0)
-    unsure = [k for k, (v, e) in sorted(seconds.items()) if e > 1e-2 * loudest and v > SPREAD_WARNED**2 * e]
-    if unsure:
-        said.append(f"{name}: the draws disagree at {_times(unsure)}; words may have changed there.")
-    if limited:
-        said.append(f"{name}: {limited} samples exceeded full scale and were limited.")
-    return said
-
-
-def _times(seconds: list[int]) -> str:
-    shown = ", ".join(f"{k} s" for k in seconds[:6])
-    return shown + (f" and {len(seconds) - 6} more" if len(seconds) > 6 else "")
 
 
 def enhance_samples(x: Array, rate: int, restorer: Restorer) -> Array:

@@ -1,8 +1,9 @@
 """Posterior mode: speech from a recording whose degradation is known, by the network as an unconditional prior.
 
-The measurement is linear in the samples, `y = A x + n` (a room response, a band limit, gaps), while the prior lives on
-compressed spectrograms. So each step of the solver carries the network's estimate to samples, pulls it towards the data there by
-the core's proximal step, and carries it back:
+The measurement is one of samples, while the prior lives on compressed spectrograms. Two pulls towards the data serve each step of
+the solver, by themselves or one after the other: the residual in the compressed transform (`domains.speech.residual`), whose
+operator may be anything, and for what is linear, `y = A x + n` (a room response, a band limit, gaps), the core's proximal step on
+the samples,
 
     D^ = u( argmin |W (A x - y)|^2 + |x - x(D)|^2 / v ),     v the variance of the samples when the state's is r_t^2
 """
@@ -48,16 +49,29 @@ class Degradation:
     """What happened to a recording, at the model's rate.
 
     Attributes:
-        operator: acts on samples `(B, n)`.
-        known: samples whose value is known `(B, n)`; the others do not count as data.
+        operator: linear, acts on samples `(B, n)`.
+        known: samples whose value is known `(B, n)`; the others do not count as data of the operator.
+        record: samples to the recording they would give `(B, n)`, any differentiable function.
+        recording: the recording itself, as `record` would give it.
         constraint: a set the samples lie in, as the projection on it; None: no such knowledge.
         kept: samples of the file `(n, channels)` that the result takes over as they are; None: none.
+        strength, repeats: of the steps down the compressed residual, chosen on the validation speakers.
     """
 
     operator: LinearOperator
     known: Tensor
+    record: Callable[[Tensor], Tensor]
+    recording: Tensor
     constraint: Callable[[Tensor], Tensor] | None = None
     kept: NDArray[np.bool_] | None = None
+    strength: float = 1.0
+    repeats: int = 4
+
+
+def filtered(y: Tensor, kernel: Array) -> Degradation:
+    """A convolution with a kernel whose time 0 is its middle."""
+    operator = Convolve(torch.from_numpy(kernel), (y.shape[-1],), boundary="zero")
+    return Degradation(operator, torch.ones_like(y).bool(), operator, y)
 
 
 def room(y: Tensor, path: Path, rate: int) -> Degradation:
@@ -70,10 +84,7 @@ def room(y: Tensor, path: Path, rate: int) -> Degradation:
     if not samples[:, 0].any():
         raise InputError(f"{path}: the room response is silent in its first channel")
     response = resample(samples[:, 0], old, rate) * np.float32(old / rate)
-    kernel = np.concatenate(
-        [np.zeros(len(response) - 1, np.float32), response]
-    )  # the origin of `Convolve` is its middle
-    return Degradation(Convolve(torch.from_numpy(kernel), (y.shape[-1],), boundary="zero"), torch.ones_like(y).bool())
+    return filtered(y, np.concatenate([np.zeros(len(response) - 1, np.float32), response]))
 
 
 def band_limit(y: Tensor, hertz: float, rate: int) -> Degradation:
@@ -86,8 +97,7 @@ def band_limit(y: Tensor, hertz: float, rate: int) -> Degradation:
         raise InputError(
             f"--bandwidth {hertz:g}: a limit between 0 and {rate // 2} Hz is needed, the network works at {rate} Hz"
         )
-    kernel = scipy.signal.firwin(TAPS, hertz, fs=rate).astype(np.float32)
-    return Degradation(Convolve(torch.from_numpy(kernel), (y.shape[-1],), boundary="zero"), torch.ones_like(y).bool())
+    return filtered(y, scipy.signal.firwin(TAPS, hertz, fs=rate).astype(np.float32))
 
 
 def gaps(y: Tensor, path: Path, audio: Audio, rate: int) -> Degradation:
@@ -108,9 +118,13 @@ def gaps(y: Tensor, path: Path, audio: Audio, rate: int) -> Degradation:
                 f"{path}: the gap {start:g} to {end:g} s does not lie in the recording's {audio.seconds:.2f} s"
             )
         lost[int(start * audio.rate) : math.ceil(end * audio.rate)] = True
-    known = torch.from_numpy(~_at_rate(lost, audio.rate, rate, y.shape[-1]))
+    known = torch.from_numpy(~_at_rate(lost, audio.rate, rate, y.shape[-1])).expand_as(y)
     kept = np.repeat(~lost[:, None], audio.channels, axis=1)
-    return Degradation(Identity(), known.expand_as(y), kept=kept)
+
+    def record(v: Tensor) -> Tensor:
+        return torch.where(known, v, 0.0)
+
+    return Degradation(Identity(), known, record, record(y), kept=kept)
 
 
 def clipping(y: Tensor, level: float, x: Array, audio: Audio, rate: int, gain: float) -> Degradation:
@@ -123,12 +137,15 @@ def clipping(y: Tensor, level: float, x: Array, audio: Audio, rate: int, gain: f
         raise InputError(f"--clip {level:g}: a level between 0 and 1 (full scale) is needed")
     cut = np.abs(x) >= 0.999 * level
     masks = [_at_rate(channel, audio.rate, rate, y.shape[-1]) for channel in cut.T]
-    beyond, sign = torch.from_numpy(np.stack(masks)), torch.sign(y)
+    beyond, sign, top = torch.from_numpy(np.stack(masks)), torch.sign(y), torch.tensor(level * gain)
+
+    def record(v: Tensor) -> Tensor:
+        return torch.where(beyond, sign * torch.minimum(sign * v, top), v)
 
     def at_least(v: Tensor) -> Tensor:
-        return torch.where(beyond, sign * torch.maximum(sign * v, torch.tensor(level * gain)), v)
+        return torch.where(beyond, sign * torch.maximum(sign * v, top), v)
 
-    return Degradation(Identity(), ~beyond, at_least, kept=~cut)
+    return Degradation(Identity(), ~beyond, record, record(at_least(y)), at_least, ~cut, strength=0.5, repeats=2)
 
 
 def _at_rate(mask: NDArray[np.bool_], old: int, new: int, count: int) -> NDArray[np.bool_]:
@@ -141,6 +158,30 @@ def _at_rate(mask: NDArray[np.bool_], old: int, new: int, count: int) -> NDArray
 
 
 # --- the method -------------------------------------------------------------------------------------------------------
+
+
+class Bounded(Denoiser):
+    """A prior whose estimate stays near the state: `|D| <= |x_t| / alpha + 3 sigma / alpha` in each bin.
+
+    No posterior mean under that noise lies much further. The network's gains have no such limit and go astray at levels it was not
+    trained on, which a recording that lost its peaks leads to.
+    """
+
+    def __init__(self, prior: Denoiser, data_std: float) -> None:
+        super().__init__(prior.process)
+        self.prior, self.data_std = prior, data_std
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        alpha, sigma = self.process.alpha(t).to(x.dtype), self.process.sigma(t).to(x.dtype)
+        largest = (_magnitude(x) + 3 * sigma) / alpha
+        mean = self.prior(x, t, y)
+        return mean * (largest / _magnitude(mean)).clamp_max(1.0)
+
+
+def _magnitude(state: Tensor) -> Tensor:
+    """Of the complex entries of a state, for the real and for the imaginary channels."""
+    real, imag = state.chunk(2, dim=1)
+    return (real.square() + imag.square() + 1e-12).sqrt().repeat(1, 2, 1, 1)
 
 
 class WaveformDDS(DDS):

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from domains.speech.config import EnhanceConfig, Enhanced
 from domains.speech.data import Audio, audio_files, open_audio, read_audio, write_audio
 from domains.speech.dnsmos import Dnsmos
+from domains.speech.guard import findings_of, removal
 from domains.speech.informed import enhance_informed
 from domains.speech.methods import Method, steps_of
 from domains.speech.metrics import Metrics, direct_to_reverberant, evaluate, mean_of, remaining_reverberation
@@ -124,11 +126,13 @@ def enhance_verb(path: Path, options: MainOptions, known: Mapping[str, Any]) -> 
         run.nfe = steps if method.name == "posterior" else method.plan(steps).evaluations
         averaged = config.samples > 1 and config.centre == "mean"
         run.estimator = "point" if not method.samples else "mean" if averaged else "sample"
-        failed = _enhance_all(run, files, prior, method, config, options.quiet)
+        failed, doubts = _enhance_all(run, files, prior, method, config, options.quiet)
         misfits = [row["misfit_chi2"] for row in run.metrics.values() if row.get("misfit_chi2") is not None]
         run.misfit_chi2 = float(np.mean(misfits)) if misfits else None
+        findings = findings_of(run, doubts)
+        run.extra |= findings.record()
         if options.report:
-            write_report(report_of(run, files, failed), run.output("report.html"))
+            write_report(report_of(run, findings, files, failed), run.output("report.html"))
     if not emit(run.record, options.json_to) and not options.quiet:
         _tell(options.output, run.record)
     if failed:
@@ -153,13 +157,14 @@ def flat_names(files: Sequence[Path], top: Path) -> dict[str, Path]:
 
 def _enhance_all(
     run: Run, files: Mapping[str, Path], prior: Prior, method: Method, config: EnhanceConfig, quiet: bool
-) -> dict[str, str]:
-    """Every file; returns the reason for each that failed.
+) -> tuple[dict[str, str], list[str]]:
+    """Every file; returns the reason for each that failed, and the doubts about the others.
 
     Raises:
         InputError: none could be read.
     """
     failed: dict[str, str] = {}
+    doubts: list[str] = []
     with progress("Enhancing", len(files), quiet=quiet) as update:
         for number, (name, file) in enumerate(files.items(), 1):
             try:
@@ -170,22 +175,24 @@ def _enhance_all(
                 failed[name] = str(error).replace(str(file), name)
             else:
                 run.metrics[name] = done.metrics
-                for sentence in done.warnings:
+                doubts += done.doubts
+                for sentence in (*done.notes, *done.doubts):
                     run.warn(sentence)
             update(number, text=name)
     if len(failed) == len(files):
         raise InputError(f"none of the {len(files)} files could be read; the first: {next(iter(failed.values()))}")
     run.extra["failed"] = failed
-    return failed
+    return failed, doubts
 
 
 def _enhance_one(run: Run, name: str, file: Path, prior: Prior, method: Method, config: EnhanceConfig) -> Enhanced:
     """One file, or what an interrupted run had made of it."""
     folder = run.pieces()
-    kept, notes = folder / name, folder / f"{name}.json"
+    kept, told = folder / name, folder / f"{name}.json"
     informed = method.name == "posterior"
-    reference = folder / f"reference-{name}" if config.wiener and not informed else None
-    if not notes.exists():
+    beside = {"reference": config.wiener and not informed, "removed": config.removed}
+    pieces = {f"{kind}/{name}": folder / f"{kind}-{name}" for kind, wanted in beside.items() if wanted}
+    if not told.exists():
         audio, steps = open_audio(file), steps_of(method, config)
         digest = sha256_file(file)
         if informed:
@@ -193,13 +200,13 @@ def _enhance_one(run: Run, name: str, file: Path, prior: Prior, method: Method, 
         else:
             clock, plan = (lambda: run.clock("network")), method.plan(steps)
             restorer = Restorer(prior, plan, config.seed, digest, config.samples, config.precision, clock)
-            done = enhance_file(audio, kept, reference, restorer, config, run.clock)
-        write_json({"metrics": done.metrics, "warnings": done.warnings}, notes)
-    said = json.loads(notes.read_text(encoding="utf-8"))
-    shutil.copyfile(kept, run.output(name))
-    if reference is not None:
-        shutil.copyfile(reference, run.output(f"reference/{name}"))
-    return Enhanced(said["metrics"], said["warnings"])
+            done = enhance_file(audio, kept, pieces.get(f"reference/{name}"), restorer, config, run.clock)
+        judged = removal(audio, kept, pieces.get(f"removed/{name}"), judge=not informed)
+        done = Enhanced(done.metrics | judged.metrics, done.notes, done.doubts + judged.doubts)
+        write_json(asdict(done), told)
+    for output, piece in {name: kept, **pieces}.items():
+        shutil.copyfile(piece, run.output(output))
+    return Enhanced(**json.loads(told.read_text(encoding="utf-8")))
 
 
 def _tell(output: Path, record: dict[str, Any]) -> None:

@@ -14,9 +14,11 @@ from suite.posterior.pigdm import PiGDM
 from suite.posterior.red_diff import REDDiff
 from suite.posterior.smc import SMC
 from suite.posterior.stsl import STSL
+from suite.posterior.unit_steps import UnitSteps
 
 METHODS: dict[str, type[PosteriorMethod]] = {
-    method.name: method for method in (DAPS, DDNM, DDNMPlus, DDRM, DDS, DiffPIR, DPS, MMPS, PiGDM, REDDiff, SMC, STSL)
+    method.name: method
+    for method in (DAPS, DDNM, DDNMPlus, DDRM, DDS, DiffPIR, DPS, MMPS, PiGDM, REDDiff, SMC, STSL, UnitSteps)
 }
 """Every method by the name it has on the command line."""
 
