@@ -119,6 +119,8 @@ def test_coordinates_attributes_and_record(folder: Path, tmp_path: Path) -> None
     np.testing.assert_array_equal(netcdf["valid_time"], seeds["time"] + seeds["step"])
     assert netcdf["number"].attrs["standard_name"] == "realization" and netcdf["t2m"].attrs["units"] == "K"
     model = load_model(folder / "model.safetensors")
+    words = model.card.training["command"]
+    assert words.startswith("diffsuite weather fit archive.nc --iterations 4 --set widths=[8]") and "/" not in words
     assert model.sha256[:16] in netcdf.attrs["history"] and "2 seeds, 12 steps" in netcdf.attrs["history"]
     run = record(tmp_path / "a.nc.run.json")
     assert run["method"] == "diffusion" and run["nfe"] == 12 and run["seeds_used"] == 2
@@ -183,6 +185,8 @@ def test_a_model_of_something_else_says_so(folder: Path, tmp_path: Path) -> None
     out = generate(folder, tmp_path / "a.nc", seeds=str(tmp_path / "seeds.nc"))
     told = " ".join(record(tmp_path / "a.nc.run.json")["warnings"])
     assert told.count("was not trained for this input") >= 2 and "6 x 7" in told and "not calibrated" in told
+    verdict = record(tmp_path / "a.nc.run.json")["verdict"]
+    assert verdict["verdict"] == "check" and "Intervals of 90 %: not calibrated." in verdict["reasons"]
     np.testing.assert_array_equal(out["latitude"], strange["latitude"])
     assert float(abs(out["gust"].mean() - strange["gust"].mean())) < 1
     # the shipped model's own grid and variable, another season than none: no such sentence
@@ -222,7 +226,8 @@ def test_a_folder_holds_members_record_and_report(folder: Path, tmp_path: Path) 
     assert weather("generate", folder / "seeds.nc", "-o", tmp_path / "out", *words) == 0
     assert {"members.zarr", "run.json", "report.html"} == {p.name for p in (tmp_path / "out").iterdir()}
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "t2m [K]" in page and "mean of the members" in page
+    assert "t2m [K]" in page and "mean of the members" in page and "Intervals of 90 %: scaled by held-out data" in page
+    assert record(tmp_path / "out" / "run.json")["verdict"]["verdict"] == "pass" and "PASS" in page.upper()
     inputs = [str(folder / "seeds.nc"), str(folder / "truth.nc")]
     assert main(["batch", "weather", "generate", *inputs, "-o", str(tmp_path / "many"), *words]) == 0
     batched = opened(tmp_path / "many" / "seeds" / "members.zarr")["t2m"]

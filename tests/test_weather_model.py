@@ -73,6 +73,16 @@ def test_moments_recover_the_law_and_two_seeds_leave_more_than_the_spread() -> N
     assert few.rest.min() > 0
 
 
+def test_few_dates_give_a_better_covariance_within_dates_than_their_sample() -> None:
+    """Shrinking the off-diagonal pays when there are fewer deviations than points."""
+    members = torch.from_numpy(FIELD.draw(10, 3, seed=5) - FIELD.mean).float().flatten(2)
+    found = second_moments(members, members, None, torch.eye(members.shape[2])).within.numpy()
+    deviations = (members - members.mean(1, keepdim=True)).flatten(0, 1).numpy()
+    sample, exact = deviations.T @ deviations / 20, FIELD.covariances()[1]
+    np.testing.assert_allclose(np.diag(found), np.diag(sample), rtol=1e-4)
+    assert np.linalg.norm(found - exact) < 0.95 * np.linalg.norm(sample - exact)
+
+
 def test_error_of_the_gaussian_denoiser_is_what_it_says() -> None:
     law = exact_law().predictive(2)
     rng = torch.Generator().manual_seed(0)

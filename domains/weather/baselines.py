@@ -16,7 +16,8 @@ from suite.noise import generator
 if TYPE_CHECKING:
     from domains.weather.training_set import TrainingSet
 
-MOST_VALUES = 600_000  # of the sample EMOS is fitted on
+MOST_VALUES = 600_000  # of the sample EMOS is fitted on, or
+FEWEST_DRAWS = 300  # of seeds and target, on large grids
 MOST_ERRORS = 128  # fields of a best member's errors that are kept
 ERROR_VALUES = 400_000
 ITERATIONS = 100
@@ -65,7 +66,7 @@ def _pairs(data: TrainingSet, step: int, kind: str, seeds: int) -> tuple[Tensor,
     rng = generator(0, f"baseline {step} {kind} {seeds}")
     dates = data.dates
     points = math.prod(data.shape)
-    wanted = min(3 * dates, max(100, MOST_VALUES // points))
+    wanted = min(3 * dates, max(FEWEST_DRAWS, MOST_VALUES // points))
     rows = torch.arange(wanted) % dates if wanted >= dates else torch.randperm(dates, generator=rng)[:wanted]
     x, y = data.draw(step, kind, seeds, rows, rng)
     return x, y, data.season[rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,11 +163,15 @@ class Ensemble:
         parts = []
         for array in self.arrays:
             try:
-                part = array.isel(chosen).values
+                parts.append(array.isel(chosen).values)
             except (OSError, RuntimeError, KeyError, ValueError) as error:
                 raise InputError(f"{self.path}: the values of {array.name} cannot be read ({error}).") from error
-            parts.append(np.asarray(part, np.float32)[..., self.grid.rows[:, None], self.grid.columns])
-        return np.stack(parts, 3)
+        return self.stacked(parts)
+
+    def stacked(self, parts: Sequence[NDArray[Any]]) -> Array:
+        """`(D, S, M, C, H, W)` in internal order from a part of each of `arrays`, of dims `FIELD_DIMS`."""
+        rows, columns = self.grid.rows[:, None], self.grid.columns
+        return np.stack([np.asarray(part, np.float32)[..., rows, columns] for part in parts], 3)
 
     def lead_hours(self) -> NDArray[np.float64]:
         """Leads `(S,)` in hours."""

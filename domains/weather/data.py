@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from domains.weather.containers import Ensemble
-from domains.weather.conventions import normalise
+from domains.weather.conventions import conversion, normalise
 from suite.errors import InputError
 from suite.files import existing, reading
 
@@ -131,7 +131,6 @@ def truth_values(truth: Ensemble, dates: np.ndarray[Any, Any], forecast: Ensembl
     Raises:
         InputError: steps that do not match, or several members.
     """
-    steps = np.arange(len(forecast.step))
     if len(truth.step) == len(forecast.step) == 1:
         index = np.zeros(1, int)
     else:
@@ -143,28 +142,20 @@ def truth_values(truth: Ensemble, dates: np.ndarray[Any, Any], forecast: Ensembl
     values = truth.values(dates)
     if values.shape[2] != 1:
         raise InputError(f"{truth.path}: holds {values.shape[2]} members; a truth has one field per date and lead.")
-    out: np.ndarray[Any, Any] = values[:, index[steps], 0] * _factor(truth, forecast) + _offset(truth, forecast)
+    factor, offset = _conversion(truth, forecast)
+    out: np.ndarray[Any, Any] = values[:, index, 0] * factor + offset
     return out
 
 
-def _converted(truth: Ensemble, forecast: Ensemble) -> list[tuple[float, float]]:
-    from domains.weather.conventions import conversion
-
-    pairs = []
+def _conversion(truth: Ensemble, forecast: Ensemble) -> np.ndarray[Any, Any]:
+    """Factor and offset `(2, C, 1, 1)` from the truth's units to the forecast's."""
+    rules = []
     for mine, theirs in zip(truth.channels, forecast.channels, strict=True):
         rule = conversion(mine.units, theirs.units)
         if rule is None:
             raise InputError(f"{truth.path}: {mine.label} is in {mine.units}, the forecast in {theirs.units}.")
-        pairs.append(rule)
-    return pairs
-
-
-def _factor(truth: Ensemble, forecast: Ensemble) -> np.ndarray[Any, Any]:
-    return np.asarray([f for f, _ in _converted(truth, forecast)], np.float32)[:, None, None]
-
-
-def _offset(truth: Ensemble, forecast: Ensemble) -> np.ndarray[Any, Any]:
-    return np.asarray([o for _, o in _converted(truth, forecast)], np.float32)[:, None, None]
+        rules.append(rule)
+    return np.asarray(rules, np.float32).T[:, :, None, None]
 
 
 def _span(ensemble: Ensemble) -> str:

@@ -41,12 +41,14 @@ def fit_model(
     *,
     minutes: float | None = None,
     resume: bool = False,
+    command: str = "",
     report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> tuple[WeatherModel, list[str]]:
     """A model of an ensemble, and what to tell about it.
 
     Args:
         minutes: wall budget of everything, reading to calibration.
+        command: that fits this model, for the card.
 
     Raises:
         InputError: see `prepare`; or nothing to resume.
@@ -62,40 +64,42 @@ def fit_model(
         spent = (time.monotonic() - began) / 60
         trainer.minutes = max(0.02 * minutes, 0.92 * minutes - spent)
     trainer.run(report, trainer.minutes)
-    kept = keep_what_helps(trainer)
+    kept, losses = keep_what_helps(trainer)
     net: FieldNet = trainer.average.float().eval()  # type: ignore[assignment]
     spread = calibrate(net, data, trainer, config)
     fields, season = _library(data.train)
-    card = _card(ensemble, truth, config, data, trainer, (spread, kept), minutes)
+    card = _card(ensemble, truth, config, data, trainer, (spread, kept, losses), command)
     lat, lon = (torch.from_numpy(x).float() for x in (ensemble.grid.latitude, ensemble.grid.longitude))
     model = WeatherModel(net, data.climate, data.linear, baselines, fields, season, lat, lon, card)
     return model, data.warnings
 
 
 @torch.no_grad()
-def keep_what_helps(trainer: SeedTrainer) -> float:
-    """Scale the network's correction by the factor in [0, 1] that predicts the development dates best; returns it.
+def keep_what_helps(trainer: SeedTrainer) -> tuple[float, dict[str, float]]:
+    """Scale the network's correction by the factor in [0, 1] that predicts the development dates best.
 
     The loss is quadratic in the factor, so three values of it give the minimum; 0 leaves the linear-Gaussian law. Without
     development dates nothing is scaled.
+
+    Returns:
+        The factor, and by number of seeds the loss it leaves over that of the linear-Gaussian law on the same dates.
     """
-    if trainer.data.development is None:
-        return 1.0
     tail = trainer.average.tail.conv  # type: ignore[union-attr]
     weight, bias = tail.weight.clone(), tail.bias.clone()  # type: ignore[operator, union-attr]
 
-    def loss(factor: float) -> float:
+    def loss(factor: float) -> dict[str, float]:
         tail.weight.copy_(factor * weight)  # type: ignore[operator, union-attr]
         tail.bias.copy_(factor * bias)  # type: ignore[operator, union-attr]
-        return sum(trainer.validate().values())
+        return trainer.validate()
 
-    none, half, whole = loss(0.0), loss(0.5), loss(1.0)
-    curvature = 2 * (whole + none - 2 * half)
-    factor = (none - whole + curvature) / (2 * curvature) if curvature > 0 else float(whole < none)
-    factor = round(min(max(factor, 0.0), 1.0), 3)
-    factor = 1.0 if factor > 0.95 else factor
-    loss(factor)
-    return factor
+    linear, factor = loss(0.0), 1.0
+    if trainer.data.development is not None:
+        none, half, whole = (sum(losses.values()) for losses in (linear, loss(0.5), loss(1.0)))
+        curvature = 2 * (whole + none - 2 * half)
+        factor = (none - whole + curvature) / (2 * curvature) if curvature > 0 else float(whole < none)
+        factor = round(min(max(factor, 0.0), 1.0), 3)
+        factor = 1.0 if factor > 0.95 else factor
+    return factor, {seeds: round(left / linear[seeds], 5) for seeds, left in loss(factor).items()}
 
 
 @torch.no_grad()
@@ -175,16 +179,14 @@ def _card(
     config: FitConfig,
     data: Prepared,
     trainer: SeedTrainer,
-    fitted: tuple[list[float], float],
-    minutes: float | None,
+    fitted: tuple[list[float], float, dict[str, float]],
+    command: str,
 ) -> WeatherCard:
     kinds = data.train.kinds
     held = data.development
     count = int(data.train.conditions.shape[2])
     sides = [ensemble.path.name] + ([] if truth is None else [f"{truth.path.name} (truth)"])
     first, last = (str(t)[:10] for t in (ensemble.time.min(), ensemble.time.max()))
-    budget = f" --minutes {minutes:g}" if minutes is not None else ""
-    words = f"{ensemble.path.name}{'' if truth is None else f' --truth {truth.path.name}'}"
     return WeatherCard(
         name=trainer.output.stem,
         description=config.description
@@ -216,7 +218,7 @@ def _card(
         validation_data="none" if held is None else f"the last {held.dates} dates",
         licence=config.licence,
         training={
-            "command": f"diffsuite weather fit {words}{budget} -o {trainer.output.name}",
+            "command": command,
             "steps": trainer.step,
             "seconds": round(trainer.seconds),
             "batch": config.batch,
@@ -224,7 +226,7 @@ def _card(
         },
         validation={
             "what": "squared denoising error over that of the linear-Gaussian law, by number of seeds (1: no better)",
-            "loss": trainer.validate(),
+            "loss": fitted[2],
             "correction_kept": fitted[1],
             "spread_fitted_on": "nothing" if held is None else "the development dates, two seeds",
         },

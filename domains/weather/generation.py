@@ -48,10 +48,7 @@ class Source:
         """
         config = GenerateConfig.model_validate_json(self.config)
         model = None if self.model is None else load_model(self.model)
-        seeds = read_ensemble(self.path, config.key)
-        if (config.method == "raw" and config.seeds is not None) or config.seeds:
-            seeds = seeds.select(None, config.seeds)
-        return Generator(model, seeds, config, resolve_device(config.device), clock)
+        return Generator(model, read_ensemble(self.path, config.key), config, resolve_device(config.device), clock)
 
 
 @dataclass(frozen=True)

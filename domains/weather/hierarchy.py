@@ -157,7 +157,7 @@ def second_moments(
     centre = s.mean(1)
     if count > 1:
         deviation = (s - centre[:, None]).flatten(0, 1)
-        within = deviation.T @ deviation / (dates * (count - 1))
+        within = _shrunk(deviation) * count / (count - 1)
     else:
         within = torch.zeros(basis.shape[1], basis.shape[1], dtype=torch.float64)
     between = _positive(_shrunk(centre) - within / count)

@@ -180,15 +180,14 @@ def _variogram(x: Array, y: Array, periodic: bool, p: float = 0.5) -> Array:
 
 def _ranks(x: Array, y: Array, w: Array) -> Array:
     """Area-weighted rank histogram of each date `(D, M + 1)`; ties are shared between the ranks they cover."""
-    count = x.shape[1]
-    below, equal = (x < y[:, None]).sum(1), (x == y[:, None]).sum(1)
-    out = np.zeros((len(x), count + 1))
-    area = w / w.sum((1, 2, 3), keepdims=True)
-    for d in range(len(x)):
-        low, ties, weight = below[d].ravel(), equal[d].ravel(), area[d].ravel()
-        np.add.at(out[d], low[ties == 0], weight[ties == 0])
-        for first, extra, share in zip(low[ties > 0], ties[ties > 0], weight[ties > 0], strict=True):
-            out[d, first : first + extra + 1] += share / (extra + 1)
+    dates, count = x.shape[:2]
+    below, equal = (x < y[:, None]).sum(1).reshape(dates, -1), (x == y[:, None]).sum(1).reshape(dates, -1)
+    share = (w / w.sum((1, 2, 3), keepdims=True)).reshape(dates, -1) / (equal + 1)
+    rises = np.zeros((dates, count + 2))  # of the histogram, from rank to rank
+    date = np.arange(dates)[:, None]
+    np.add.at(rises, (date, below), share)
+    np.add.at(rises, (date, below + equal + 1), -share)
+    out: Array = rises.cumsum(1)[:, :-1]
     return out
 
 

@@ -124,6 +124,12 @@ def variables(like: Ensemble) -> dict[str, list[int]]:
     return out
 
 
+def field_attributes(channel: Channel) -> dict[str, Any]:
+    """Attributes of a variable of the output."""
+    attributes = {k: v for k, v in channel.attributes.items() if isinstance(v, str | int | float)}
+    return {"units": channel.units, **attributes} if channel.units else attributes
+
+
 class _ArrayWriter:
     """What Zarr and NetCDF share: arrays that take a region."""
 
@@ -145,8 +151,7 @@ class _ArrayWriter:
         }  # fmt: skip
         shape = tuple(sizes[d] for d in dims)
         chunks = tuple({"number": min(CHUNK, sizes["number"]), "time": 1, "step": 1}.get(d, sizes[d]) for d in dims)
-        attributes = {k: v for k, v in first.attributes.items() if isinstance(v, str | int | float)}
-        return dims, shape, chunks, {"units": first.units, **attributes} if first.units else attributes
+        return dims, shape, chunks, field_attributes(first)
 
     def write(self, date: int, first: int, values: NDArray[np.float32]) -> None:
         for name, channels in self.index.items():

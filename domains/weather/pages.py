@@ -13,6 +13,7 @@ from domains.weather.data import read_ensemble
 from suite.chart import Chart, Series
 from suite.report import Figure, Report, Stack
 from suite.run import Run
+from suite.verdict import Findings
 
 SHOWN = 6  # members as maps
 DRAWN = 50  # members as curves
@@ -60,24 +61,25 @@ def evaluation_report(result: dict[str, Any]) -> Report:
         rows.append({"score": name, "value": value, "5 %": low, "95 %": high})
     ratio = metrics.get("spread_skill")
     low, high = spans.get("spread_skill", (ratio, ratio))
-    reasons = []
+    doubts = []
     if ratio is not None and not (low <= 1.05 and high >= 0.95):
         much = "too little" if ratio < 1 else "too much"
-        reasons.append(f"There is {much} spread for the error of the mean: the ratio is {ratio:.3f}, and 1 is right.")
+        doubts.append(f"There is {much} spread for the error of the mean: the ratio is {ratio:.3f}, and 1 is right.")
     settings = {k: v for k, v in result["settings"].items() if k != "notes"}
     facts = {
         k: ", ".join(map(str, v)) if isinstance(v, list) else str(getattr(v, "name", v)) for k, v in settings.items()
     }
     notes = result["settings"]["notes"]
+    said = Findings(estimator=None, doubts=doubts)
     return Report(
-        "Weather: verification", "check" if reasons else "pass", reasons, facts, rows, notes, charts=diagrams(result)
+        "Weather: verification", said.verdict, said.reasons(), facts, rows, notes, charts=diagrams(result)
     )  # fmt: skip
 
 
 # --- members ----------------------------------------------------------------------------------------------------------
 
 
-def generation_report(output: Path, seeds: Ensemble, run: Run) -> Report:
+def generation_report(output: Path, seeds: Ensemble, run: Run, findings: Findings) -> Report:
     """The page of `weather generate`: the first date and lead of every field."""
     made = read_ensemble(output)
     most = max(1, MOST_READ // (len(made.step) * len(made.channels) * made.grid.shape[0] * made.grid.shape[1]))
@@ -95,9 +97,9 @@ def generation_report(output: Path, seeds: Ensemble, run: Run) -> Report:
         "method": run.method, "members": run.extra["members"], "seeds used": run.extra["seeds_used"],
         "model": "none" if run.prior is None else run.prior["name"], "seed": run.seed, "network evaluations": run.nfe,
     }  # fmt: skip
-    title = "Weather: members"
-    verdict: Literal["check", "pass"] = "check" if run.warnings else "pass"
-    return Report(title, verdict, (), facts, (), run.warnings, charts=charts, figures=figures)
+    return Report(
+        "Weather: members", findings.verdict, findings.reasons(), facts, charts=charts, figures=figures
+    )  # fmt: skip
 
 
 def _maps(title: str, seeds: NDArray[Any], members: NDArray[Any], made: Ensemble) -> Figure:

@@ -91,9 +91,12 @@ class Generator:
         device: torch.device | None = None,
         clock: Callable[[str], AbstractContextManager[Any]] = lambda _: nullcontext(),
     ) -> None:
-        self.seeds, self.config, self.clock = seeds, config, clock
+        if config.method == "raw" and config.seeds == 0:
+            raise InputError("the method raw returns the seeds, and seeds=0 leaves none")
+        self.seeds = seeds.select(None, config.seeds) if config.seeds else seeds
+        self.config, self.clock = config, clock
         self.device = device or torch.device("cpu")
-        self.count = len(seeds.number) if seeds.has_number else 1
+        self.count = len(self.seeds.number) if seeds.has_number else 1
         self.count = 0 if config.seeds == 0 else self.count
         self.warnings = list(seeds.warnings)
         self.evaluations = 0
@@ -131,21 +134,31 @@ class Generator:
             )
         return fit
 
+    @property
+    def calibrated(self) -> bool | None:
+        """Whether the spread is scaled by dates that were held out of the fit; None where nothing scales it."""
+        if self.model is None or self.config.method != "diffusion":
+            return None
+        return not self.fit.foreign and self.config.spread is None and self.model.card.validation_data != "none"
+
     # --- dates ---
 
-    def days(self, rows: range) -> list[Day]:
-        """The seeds of some dates; the last ones asked for are kept."""
+    def days(self, rows: range, given: NDArray[np.float32] | None = None) -> list[Day]:
+        """The seeds of some dates, from values `given` `(D, S, K, C, H, W)` or else read; the last ones read are kept."""
+        if given is not None:
+            return [self.day(date, values) for date, values in zip(rows, given, strict=True)]
         if self._rows != rows:
             self._rows, self._days = rows, [self.day(date) for date in rows]
         return self._days
 
-    def day(self, date: int) -> Day:
-        """The seeds of a date.
+    def day(self, date: int, given: NDArray[np.float32] | None = None) -> Day:
+        """The seeds of a date, from values `given` `(S, K, C, H, W)` or else read.
 
         Raises:
             InputError: nothing but NaN.
         """
-        values = torch.from_numpy(self.seeds.values(np.asarray([date]))[0])[:, : self.count]
+        given = self.seeds.values(np.asarray([date]))[0] if given is None else given
+        values = torch.from_numpy(given)[:, : self.count]
         valid = self.seeds.valid_time()[date]
         identity = str(self.seeds.time[date])
         if values.numel() and not bool(values.isfinite().any()):

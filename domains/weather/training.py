@@ -121,7 +121,7 @@ class SeedTrainer(Trainer):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss of the averaged network by number of seeds, on the development dates (else the training dates); 1 is linear."""
+        """Loss of the averaged network by number of seeds, on the development dates (else the training dates)."""
         data = self.data.development or self.data.train
         kind = data.kinds[-1]
         out = {}

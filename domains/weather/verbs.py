@@ -23,6 +23,7 @@ from suite.progress import progress
 from suite.records import emit
 from suite.report import write_report
 from suite.run import Run, resolve_device
+from suite.verdict import Findings
 
 MEMBERS = 50
 
@@ -96,6 +97,7 @@ def fit_verb(path: Path, given: dict[str, Any]) -> None:
             resolve_device(config.device),
             minutes=minutes,
             resume=given["resume"],
+            command=_fit_command(path, given),
             report=lambda row: update(row["step"], text=f"loss {row['loss']:.3f}"),
         )
     model.save(output)
@@ -106,6 +108,24 @@ def fit_verb(path: Path, given: dict[str, Any]) -> None:
         click.echo(f"{output}: {card.description}; {card.training['steps']} steps, loss against linear: {losses}")
         for sentence in warnings:
             click.echo(f"Note: {sentence}")
+
+
+def _fit_command(path: Path, given: dict[str, Any]) -> str:
+    """The call for the card: everything that decides on the model, and no folder of this machine."""
+    words: list[Any] = ["diffsuite weather fit", path]
+    for name in ("truth", "truth_key", "key", "config", "minutes", "iterations", "seed"):
+        if given[name] is not None:
+            words += [f"--{name.replace('_', '-')}", given[name]]
+    words += [word for override in given["overrides"] for word in ("--set", override)]
+    words += ["-o", given["output"]]
+    return " ".join(
+        (w.name if w.is_absolute() else w.as_posix())
+        if isinstance(w, Path)
+        else f"{w:g}"
+        if isinstance(w, float)
+        else str(w)
+        for w in words
+    )
 
 
 def generate_verb(
@@ -152,11 +172,13 @@ def generate_verb(
         generate_file(run, source, maker, run.output(name), chosen, total, batch, workers, quiet=options.quiet)
         run.estimator = "sample"
         run.extra |= {"members": len(chosen), "seeds_used": maker.count, "engine": workers.engine}
+        findings = Findings(estimator=run.estimator, calibrated=maker.calibrated, doubts=run.warnings)
+        run.extra |= findings.record()
         if options.report and not as_file:
-            write_report(generation_report(run.output(name), maker.seeds, run), run.output("report.html"))
+            write_report(generation_report(run.output(name), maker.seeds, run, findings), run.output("report.html"))
     if options.report and as_file:
         page = options.output.with_name(f"{options.output.name}.report.html")
-        write_report(generation_report(options.output, maker.seeds, run), page)
+        write_report(generation_report(options.output, maker.seeds, run, findings), page)
     if not emit(run.record, options.json_to) and not options.quiet:
         _tell(options.output, run.record, maker.seeds, chosen)
 
