@@ -108,6 +108,9 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     words = parser.parse_args()
+    if not (words.data / "ultrasound").is_dir():
+        print(f"ultrasound_dehazing: skipped, there is no folder {words.data / 'ultrasound'}")
+        return
     torch.set_num_threads(1)
     card = read_card(SHIPPED["restore"])
     print("restore was trained on", ", ".join(card.data), "and validated with", ", ".join(card.validation_data))

@@ -222,6 +222,21 @@ def test_dicom_regions_and_time(tmp_path: Path) -> None:
     assert "A^B" not in str(describe(path))
 
 
+def test_dicom_output_conforms_where_its_source_does_not(tmp_path: Path) -> None:
+    """Private text with tabs is kept byte for byte as of unknown type; of a part that may be paired the side is there, empty."""
+    source = save_dicom(tmp_path / "a.dcm", dicom(cine(), "MONOCHROME2", region=(8, 4, 56, 60)))
+    dataset = pydicom.dcmread(source)
+    dataset.add_new((0x0019, 0x0010), "LO", "MAKER")
+    dataset.add_new((0x0019, 0x1001), "UT", "<a>\t<b>")
+    dataset.add_new((0x0019, 0x1002), "UT", "two\r\nlines ")
+    dataset.save_as(source)
+    assert ultrasound("dehaze", source, "-o", tmp_path / "o", "--method", "background", "--quiet", "--no-report") == 0
+    written = pydicom.dcmread(tmp_path / "o" / "dehazed.dcm")
+    assert written[0x0019, 0x1001].VR == "UN" and written[0x0019, 0x1001].value == b"<a>\t<b> "
+    assert written[0x0019, 0x1002].VR == "UT" and written[0x0019, 0x1002].value == "two\r\nlines"
+    assert "Laterality" in written and not written.Laterality
+
+
 def test_real_dicom_cine_is_kept_outside_the_sector(tmp_path: Path) -> None:
     source = ultrasound_data() / "us_single_ge_rgb.dcm"
     assert ultrasound("dehaze", source, "--method", "background", "-o", tmp_path, "--no-report", "--quiet") == 0

@@ -35,7 +35,7 @@ from domains.ultrasound.grid import grid_of
 from domains.ultrasound.phantom import heart
 from domains.ultrasound.physics import compand, compress, decompress, envelope, expand_companded
 from domains.ultrasound.sector import estimated, sector_of
-from domains.ultrasound.settings import RESIDUAL, SHIPPED
+from domains.ultrasound.settings import RESIDUAL, SECOND, SHIPPED
 from domains.ultrasound.simulation import multipath
 from domains.ultrasound.training import DataConfig, picture_source
 from suite.errors import InputError
@@ -186,7 +186,7 @@ def run(folder: Path, out: Path, method: str, *more: str | Path, source: Path | 
     """`dehaze` with the random networks; what `dehazed.npz` holds."""
     words: list[str | Path] = ["dehaze", source or folder / "cine.npz", "-o", out, "--method", method, "--quiet", *more]
     if method in RESIDUAL:
-        words += ["--prior", folder / "restore.safetensors"]
+        words += ["--prior", folder / "restore.safetensors", "--set", "certain=[0,0]", "--set", "threshold=0"]
     elif method == "nuclear":
         words += ["--prior", folder / "tissue.safetensors"]
     elif method not in CLASSICAL:
@@ -379,7 +379,7 @@ def test_train_writes_a_prior_that_dehaze_takes(tmp_path: Path) -> None:
 
 
 def test_shipped_priors_state_their_split() -> None:
-    for path in SHIPPED.values():
+    for path in (*SHIPPED.values(), SECOND):
         card = read_card(path)
         assert path.stat().st_size < 8 * 2**20
         assert card.domain == "ultrasound" and "tte_synthetic_ge" not in card.data + card.validation_data
@@ -387,11 +387,12 @@ def test_shipped_priors_state_their_split() -> None:
 
 
 def test_shipped_restoration_on_a_vendor_it_never_saw(tmp_path: Path) -> None:
-    """Half of what is measured and documented, on ten frames."""
+    """What is promised, on ten frames; what is measured and documented is more."""
     source = ultrasound_data() / "tte_synthetic_ge.npz"
     with np.load(source) as file:
         np.savez(tmp_path / "a.npz", cluttered=file["cluttered"][:10], clean=file["clean"][:10], fps=20.0)
     assert ultrasound("dehaze", tmp_path / "a.npz", "-o", tmp_path / "o", "--quiet", "--no-report") == 0
     assert ultrasound("evaluate", tmp_path / "o", "--reference", tmp_path / "a.npz", "--json", tmp_path / "m.json") == 0
     found = json.loads((tmp_path / "m.json").read_text())["metrics"]
-    assert found["psnr_gain"] > 4 and found["flicker_ratio"] < 1.05 and found["change_outside"] < 4
+    assert found["psnr_gain"] > 7 and found["flicker_ratio"] < 1.002 and found["change_outside"] < 2
+    assert record(tmp_path / "o")["nfe"] == 2 and set(record(tmp_path / "o")["priors"]) == {"restore", "second"}

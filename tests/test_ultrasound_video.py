@@ -24,6 +24,7 @@ from domains.ultrasound.sector import estimated
 from domains.ultrasound.settings import DehazeConfig, load_priors
 from suite.denoiser import Denoiser
 from suite.gaussian import ExactDenoiser, Gaussian
+from suite.noise import Noise
 from suite.process import Process, flow_matching
 from suite.solver import DDIM, Solver
 
@@ -76,6 +77,8 @@ class Still:
     """A Gaussian signal, the same for every frame, as an engine: what a stream does can be worked out."""
 
     start = 0.6
+    memory = 0.2
+    networks = (None,)
 
     def __init__(self) -> None:
         self.process: Process = flow_matching()
@@ -85,11 +88,8 @@ class Still:
     def given(self, seen: Tensor) -> Tensor:
         return torch.nn.functional.pixel_unshuffle(seen[:, :1], BLOCK)
 
-    def first(self, given: Tensor) -> Tensor:
+    def first(self, seen: Tensor) -> Tensor:
         return torch.zeros_like(self.mean)
-
-    def carried(self, signal: Tensor, given: Tensor) -> Tensor:
-        return signal
 
     def parts(self, given: Tensor, identity: list[str]) -> tuple[Denoiser, Solver, Tensor | None]:
         self.batches.append(len(given))
@@ -103,7 +103,7 @@ class Still:
 @pytest.mark.parametrize("video", ["warm", "rolling"])
 def test_a_stream_gives_every_frame_in_order_after_its_latency(video: str) -> None:
     engine = Still()
-    stream = Stream(engine, video, steps=4, window=3, seed=0, identity="a")  # type: ignore[arg-type]
+    stream = Stream(engine, video, steps=5, window=3, seed=0, identity="a")  # type: ignore[arg-type]
     assert stream.latency == (0 if video == "warm" else 3)
     out = [stream.push(torch.rand(8, 8)) for _ in range(7)]
     assert [found is None for found in out] == [k < stream.latency for k in range(7)]
@@ -113,10 +113,39 @@ def test_a_stream_gives_every_frame_in_order_after_its_latency(video: str) -> No
     for found in [f for f in out if f is not None] + rest:
         assert float((found - truth).abs().max()) < 0.05  # each frame is carried to the clean state
     if video == "rolling":
-        assert max(engine.batches) == 4 and len(engine.batches) == 7 + 3  # one evaluation for each frame
-        assert stream.evaluations == 1 + 10
+        assert max(engine.batches) == 4 and len(engine.batches) == 7 + 3  # one for each frame, and its first
+        assert stream.evaluations == 7 + 10
     else:
-        assert set(engine.batches) == {1} and stream.evaluations == 1 + 4 * 7
+        assert set(engine.batches) == {1} and stream.evaluations == 5 * 7
+
+
+@pytest.mark.parametrize("video", ["warm", "rolling"])
+def test_a_stream_of_one_evaluation_gives_first_estimates_at_once(video: str) -> None:
+    engine = Still()
+    stream = Stream(engine, video, steps=1, window=3, seed=0, identity="a")  # type: ignore[arg-type]
+    assert stream.latency == 0
+    for k in range(3):
+        found = stream.push(torch.rand(8, 8))
+        assert found is not None and float(found.abs().max()) == 0 and stream.evaluations == k + 1
+    assert stream.flush() == [] and engine.batches == []
+
+
+def test_a_wrong_estimate_is_forgotten() -> None:
+    """What one frame gets wrong is not carried through the cine: a fault in its estimate fades by `memory` with each frame."""
+    engine = Still()
+    engine.parts = lambda given, identity: (Standing(engine.process), DDIM(), None)  # type: ignore[method-assign]
+    stream = Stream(engine, "warm", steps=2, window=3, seed=0, identity="a")
+    stream._estimate = torch.ones_like(engine.mean)
+    faults = [float(stream.push(torch.rand(8, 8)).abs().max()) for _ in range(4)]  # type: ignore[union-attr]
+    np.testing.assert_allclose(faults, [engine.memory**k for k in (1, 2, 3, 4)], atol=0.02)
+
+
+class Standing(Denoiser):
+    """Gives back what the state shows, less the stream's noise: a prior that corrects nothing."""
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        eps = Noise.of(0, ["a"]).normal(x)
+        return (x - self.process.sigma(t).to(x.dtype) * eps) / self.process.alpha(t).to(x.dtype)
 
 
 def configured(folder: Path, **more: object) -> DehazeConfig:
@@ -126,7 +155,7 @@ def configured(folder: Path, **more: object) -> DehazeConfig:
 def test_live_looks_back_only_and_matches_the_command(folder: Path, tmp_path: Path) -> None:
     """A frame's result does not depend on later frames, and pushing frame by frame gives what the command writes."""
     frames = (cine() / np.float32(255)).astype(np.float32)
-    config = configured(folder, method="restore", video="rolling", steps=3)
+    config = configured(folder, method="restore", video="rolling", steps=4)
     priors = load_priors("restore", config, torch.device("cpu"))
     mask = estimated(frames)
     live = LiveDehazer.of(mask, priors, config, identity="x")
@@ -137,12 +166,12 @@ def test_live_looks_back_only_and_matches_the_command(folder: Path, tmp_path: Pa
     again = [other.push(frame) for frame in changed]
     np.testing.assert_array_equal(again[2], out[2])
     assert out[3] is not None and len(live.flush()) == 2
-    words = ("--set", "video=rolling", "--steps", "3", "--prior", folder / "restore.safetensors")
+    words = ("--set", "video=rolling", "--steps", "4", "--prior", folder / "restore.safetensors")
     assert ultrasound("dehaze", folder / "cine.npz", "-o", tmp_path / "o", "--quiet", "--no-report", *words) == 0
     with np.load(tmp_path / "o" / "dehazed.npz") as file:
         assert file["dehazed"].shape == cine().shape
         assert (file["haze"] >= -1e-3).all() and file["haze"].any()
-    assert record(tmp_path / "o")["nfe"] == 1 + len(frames) + 2
+    assert record(tmp_path / "o")["nfe"] == 2 * len(frames) + 2
 
 
 @pytest.mark.parametrize(

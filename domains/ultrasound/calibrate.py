@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from domains.ultrasound.arrays import npz_cines
+from domains.ultrasound.clutter import clutter
 from domains.ultrasound.containers import Cine
 from domains.ultrasound.data import read_cine
 from domains.ultrasound.haze import hazed
@@ -39,13 +40,15 @@ class CalibrationConfig(Config):
     """Settings of `ultrasound calibrate`.
 
     Attributes:
-        cines: name patterns (shell wildcards) of the `.npz` files with the arrays `clean` and `cluttered`, none of them trained on.
-        drawn: times each clean cine is used with newly drawn haze beside its own.
+        cines: name patterns (shell wildcards) of the `.npz` files, none of them trained on.
+        tissue: names of the arrays taken as free of haze, in order of preference; the first is the truth of `cluttered`.
+        drawn: times each clean cine is used with newly drawn haze beside its own: clutter and haze of any shape in turn.
         frames: of each cine.
         samples, steps: of the intervals.
     """
 
     cines: list[str] = Field(default_factory=lambda: ["*"], min_length=1)
+    tissue: list[str] = Field(default_factory=lambda: ["clean"], min_length=1)
     drawn: int = Field(default=0, ge=0)
     frames: int = Field(default=15, ge=1)
     samples: int = Field(default=8, ge=2)
@@ -56,28 +59,38 @@ def cases(paths: Sequence[Path], config: CalibrationConfig) -> list[tuple[str, C
     """Name, hazy cine and truth (both grey 0..255) of every case.
 
     Raises:
-        InputError: no file of such a name holds a pair.
+        InputError: no file of such a name holds a cine without haze.
     """
     found: list[tuple[str, Cine, Array]] = []
     for path in paths:
         for file in sorted(path.rglob("*.npz")) if path.is_dir() else [path]:
-            if not any(fnmatch(file.stem, p) for p in config.cines) or not {"clean", "cluttered"} <= set(
-                npz_cines(file)
-            ):
-                continue
-            hazy, clean = read_cine(file, key="cluttered"), read_cine(file, key="clean")
-            count = slice(0, config.frames)
-            truth = clean.data[count].astype(np.float64)
-            found.append((file.stem, replace(hazy, data=hazy.data[count]), truth))
-            sector = torch.from_numpy(sector_of(clean))
-            for k in range(config.drawn):
-                rng = generator(k, f"calibration {file.stem}")
-                drawn = hazed(torch.from_numpy(truth / 255).float(), sector, rng).numpy()
-                found.append((f"{file.stem} drawn {k}", replace(clean, data=np.rint(255 * drawn)), truth))
+            if any(fnmatch(file.stem, pattern) for pattern in config.cines):
+                found += _cases_of(file, config)
     if not found:
         raise InputError(
-            f"no .npz file with the arrays clean and cluttered is named like {', '.join(config.cines)}; give the cines with --data"
+            f"no .npz file named like {', '.join(config.cines)} has an array {' or '.join(config.tissue)}; give cines with --data"
         )
+    return found
+
+
+def _cases_of(file: Path, config: CalibrationConfig) -> list[tuple[str, Cine, Array]]:
+    arrays, count = npz_cines(file), slice(0, config.frames)
+    key = next((name for name in config.tissue if name in arrays), None)
+    if key is None:
+        return []
+    clean = read_cine(file, key=key)
+    truth = clean.data[count].astype(np.float64)
+    clean, found = replace(clean, data=clean.data[count]), []
+    if key == config.tissue[0] and "cluttered" in arrays:
+        hazy = read_cine(file, key="cluttered")
+        found.append((file.stem, replace(hazy, data=hazy.data[count]), truth))
+    sector = torch.from_numpy(sector_of(clean))
+    tissue = torch.from_numpy(truth / 255).float()
+    for k in range(config.drawn):
+        rng = generator(k, f"calibration {file.stem}")
+        drawn = hazed(tissue, sector, rng) if k % 2 else tissue + clutter(sector, len(tissue), rng) / 255
+        veiled = np.rint(255 * drawn.clamp(0, 1).numpy())
+        found.append((f"{file.stem} {'haze' if k % 2 else 'clutter'} {k}", replace(clean, data=veiled), truth))
     return found
 
 
@@ -94,11 +107,20 @@ def draws(prior: Prior, hazy: Cine, truth: Array, config: CalibrationConfig, nam
 
 
 def fitted(parts: Sequence[Draws], samples: int) -> tuple[float, float]:
-    """Scale and floor of the intervals: the floor makes them hold 90 % of the pixels without haze, the scale of those with it.
+    """Scale and floor of the intervals with which three of four cases hold what is promised.
+
+    Pixels of a case err together, so that over a pool of all pixels easy cases would make up for those of an unknown vendor.
+    """
+    scales, floors = zip(*(fitted_case(part, samples) for part in parts), strict=True)
+    return float(np.quantile(scales, 0.75)), float(np.quantile(floors, 0.75))
+
+
+def fitted_case(part: Draws, samples: int) -> tuple[float, float]:
+    """The floor makes the intervals hold 90 % of the pixels without haze, the scale of those with it.
 
     Half of an interval is `t sqrt((scale std)^2 + floor^2)`; the two are found in turn.
     """
-    mean, std, truth, veiled = (torch.cat([part[i] for part in parts]) for i in range(4))
+    mean, std, truth, veiled = part
     error, clear = (truth - mean).abs() / interval_factor(samples, LEVEL), ~veiled
     scale, floor = 1.0, 0.0
     for _ in range(5):

@@ -22,8 +22,9 @@ def context(frames: Tensor, window: int) -> Tensor:
         return frames[:, None].expand(-1, CHANNELS, -1, -1)
     count = len(frames)
     total = F.pad(frames.double().cumsum(0), (0, 0, 0, 0, 1, 0))
-    first = (torch.arange(count) - half).clamp_min(0)
-    last = (torch.arange(count) + half + 1).clamp_max(count)
+    now = torch.arange(count, device=frames.device)
+    first = (now - half).clamp_min(0)
+    last = (now + half + 1).clamp_max(count)
     mean = (total[last] - total[first]) / (last - first)[:, None, None]
     padded = F.pad(frames, (0, 0, 0, 0, half, half), value=float("inf"))
     lowest = frames

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.pixels import apply_color_lut
 from pydicom.sequence import Sequence as DicomSequence
@@ -22,6 +23,9 @@ from suite.files import existing, reading
 
 CHROMA = 12
 """A pixel whose channels differ by more is coloured; JPEG leaves some colour in grey pixels."""
+
+FORBIDDEN = set(range(32)) - set(b"\n\f\r\x1b")
+"""Bytes that DICOM's text may not hold."""
 
 
 def is_dicom(path: Path) -> bool:
@@ -189,6 +193,9 @@ def _describe(dataset: FileDataset, source: FileDataset) -> None:
     reference.ReferencedSOPClassUID = source.SOPClassUID
     reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
     dataset.SourceImageSequence = DicomSequence([reference])
+    if not any(dataset.get(name) for name in ("BodyPartExamined", "Laterality", "ImageLaterality")):
+        dataset.Laterality = ""  # where the part may be a paired one, it may be empty, not absent
+    _conforming(dataset)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = source.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
@@ -196,6 +203,14 @@ def _describe(dataset: FileDataset, source: FileDataset) -> None:
     dataset.file_meta = meta
     if source.file_meta.get("TransferSyntaxUID", ExplicitVRLittleEndian).is_compressed:
         dataset.LossyImageCompression = source.get("LossyImageCompression") or "01"
+
+
+def _conforming(dataset: FileDataset) -> None:
+    """Private text with characters that its type forbids (tabs, as some makers write) is kept byte for byte, as of unknown type."""
+    for tag in [tag for tag in dataset.keys() if tag.is_private]:  # noqa: SIM118 - iterating would decode the values
+        item = dataset.get_item(tag)
+        if isinstance(item, RawDataElement) and item.VR in ("LT", "ST", "UT") and FORBIDDEN & set(item.value or b""):
+            dataset[tag] = DataElement(tag, "UN", item.value)
 
 
 def _set_pixels(dataset: FileDataset, pixels: NDArray[Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from domains.ultrasound.certainty import steady, taken
 from domains.ultrasound.classical import CLASSICAL, REFERENCE
 from domains.ultrasound.grid import Reduction, as_tensor, grid_around
 from domains.ultrasound.live import JointEngine, RestoreEngine, Stream
@@ -20,7 +22,6 @@ from domains.ultrasound.physics import DYNAMIC_RANGE_DB, compress, decompress
 from domains.ultrasound.restoration import REGENERATE, restore
 from domains.ultrasound.separation import JOINT, Separation, joint
 from domains.ultrasound.settings import RESIDUAL, DehazeConfig
-from domains.ultrasound.training import Kind
 from suite.errors import InputError
 from suite.prior import Prior
 
@@ -36,7 +37,7 @@ def remaining(
     sector: NDArray[np.bool_],
     grid: Reduction,
     method: str,
-    priors: dict[Kind, Prior],
+    priors: dict[str, Prior],
     config: DehazeConfig,
     identity: str,
     dynamic_range_db: float,
@@ -59,7 +60,9 @@ def remaining(
         if method == "regenerate" and steps < 2:
             raise InputError("regenerate needs at least 2 steps: one to predict, the others to regenerate")
         found, evaluations = _restored(coarse, priors, config, steps, clock, method, **common)
-        return without(grey, grid, (found - config.threshold / 255).clamp_min(0), config.strength), evaluations
+        return without(
+            grey, grid, taken(found, config.certain, config.threshold, config.window), config.strength
+        ), evaluations
     guess, first = _begin(grey, coarse, sector, grid, priors, config, clock, **common)
     steps_left = None if config.steps is None else config.steps - first
     if method == "nuclear":
@@ -75,7 +78,7 @@ def remaining(
             **options,
             **common,
         )
-        return without(grey, grid, found, config.strength), first + evaluations
+        return without(grey, grid, steady(found, config.window), config.strength), first + evaluations
     share, evaluations = joint(
         coarse,
         guess,
@@ -104,7 +107,7 @@ def _nuclear_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def _restored(
     coarse: Tensor,
-    priors: dict[Kind, Prior],
+    priors: dict[str, Prior],
     config: DehazeConfig,
     steps: int,
     clock: Clock,
@@ -116,6 +119,7 @@ def _restored(
     return restore(
         coarse,
         priors["restore"],
+        second=priors.get("second"),
         window=config.window,
         steps=steps,
         chunk=config.batch,
@@ -131,7 +135,7 @@ def _begin(
     coarse: Tensor,
     sector: NDArray[np.bool_],
     grid: Reduction,
-    priors: dict[Kind, Prior],
+    priors: dict[str, Prior],
     config: DehazeConfig,
     clock: Clock,
     **common: Any,
@@ -140,10 +144,10 @@ def _begin(
     if config.begin == "background" or config.steps == 1:
         return grid.reduce(as_tensor(CLASSICAL[REFERENCE](grey, sector), coarse.device)), 0
     found, evaluations = _restored(coarse, priors, config, STEPS, clock, "restore", **common)
-    return (coarse - (found - config.threshold / 255).clamp_min(0)).clamp_min(0), evaluations
+    return (coarse - taken(found, config.certain, config.threshold, config.window)).clamp_min(0), evaluations
 
 
-def separation(priors: dict[Kind, Prior], config: DehazeConfig, dynamic_range_db: float, clock: Clock) -> Separation:
+def separation(priors: dict[str, Prior], config: DehazeConfig, dynamic_range_db: float, clock: Clock) -> Separation:
     """The joint posterior of a run's priors and settings."""
     return Separation(priors["tissue"], priors["haze"], config.strength, config.noise_std, dynamic_range_db, clock)
 
@@ -181,7 +185,7 @@ class LiveDehazer:
     def __init__(
         self,
         grid: Reduction,
-        priors: dict[Kind, Prior],
+        priors: dict[str, Prior],
         config: DehazeConfig,
         method: str = "restore",
         dynamic_range_db: float = DYNAMIC_RANGE_DB,
@@ -191,14 +195,21 @@ class LiveDehazer:
     ) -> None:
         self.grid, self.config, self.dynamic_range_db = grid, config, dynamic_range_db
         self.joint = method in JOINT
+        networks = [priors[name] for name in ("restore", "second") if name in priors]
         self.device = next(next(iter(priors.values())).net.parameters()).device
         engine: RestoreEngine | JointEngine
         if self.joint:
             problem = separation(priors, config, dynamic_range_db, clock)
-            threshold = config.threshold / 255
-            engine = JointEngine(problem, priors["restore"], method, dict(config.options), threshold, config.seed)
+            engine = JointEngine(
+                problem,
+                networks,
+                partial(taken, certain=config.certain, threshold=config.threshold),
+                method,
+                dict(config.options),
+                config.seed,
+            )
         else:
-            engine = RestoreEngine(priors["restore"], clock)
+            engine = RestoreEngine(networks, clock)
         self.stream = Stream(
             engine, config.video, steps=config.steps, window=config.window, seed=config.seed, identity=identity
         )
@@ -206,7 +217,7 @@ class LiveDehazer:
         self._waiting: deque[Grey] = deque()
 
     @classmethod
-    def of(cls, sector: NDArray[np.bool_], priors: dict[Kind, Prior], config: DehazeConfig, **more: Any) -> LiveDehazer:
+    def of(cls, sector: NDArray[np.bool_], priors: dict[str, Prior], config: DehazeConfig, **more: Any) -> LiveDehazer:
         """For pictures whose echoes lie within a mask `(row, column)`."""
         return cls(grid_around(sector), priors, config, **more)
 
@@ -232,5 +243,5 @@ class LiveDehazer:
         frame = self._waiting.popleft()[None]
         if self.joint:
             return shared_out(frame, self.grid, found[None], self.dynamic_range_db)[0]
-        haze = (found[None] - self.config.threshold / 255).clamp_min(0)
+        haze = taken(found[None], self.config.certain, self.config.threshold)
         return without(frame, self.grid, haze, self.config.strength)[0]

@@ -1,29 +1,30 @@
 """Live cines: frames go in one by one and come out dehazed after a bounded number of others.
 
-Two ways to spread a reverse process over time, both from the estimate of the frame before, whose haze hardly differs:
+Two ways to spread a reverse process over time. Both begin with a first estimate of each frame (predict, then regenerate),
+for `restore` mixed with the haze of the frame before, which hardly differs (SeqDiff, arXiv 2409.05399), noised to an
+intermediate time:
 
-    warm      every frame by itself, from the previous result noised to an intermediate time (SeqDiff, arXiv 2409.05399): few
-              evaluations, no latency
+    warm      every frame by itself: few evaluations, no latency
     rolling   a window of frames at falling times, the newest noisiest; each frame that comes carries all of them one step on, in
               one evaluation of the network, and the oldest leaves it clean: one evaluation, a latency of as many frames as steps
 
 All frames get the same noise, so that what differs between them is what they show. Nothing looks ahead: the context of
-a frame is what came before it.
+a frame is what came before it. Carried on without a first estimate of its own, a result drifts to what the priors like best,
+as every frame adds its evaluations to those of all before.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from domains.ultrasound.context import context
-from domains.ultrasound.grid import BLOCK
-from domains.ultrasound.restoration import Clock, predicted
+from domains.ultrasound.restoration import Clock, blocks, pictures, predicted
 from domains.ultrasound.separation import Separation, joint_method
 from suite.denoiser import Denoiser
 from suite.grid import time_grid
@@ -33,9 +34,12 @@ from suite.process import Process
 from suite.solver import DDIM, Solver, sample
 
 Video = Literal["shared", "warm", "rolling"]
-WARM_STEPS = 4
+WARM_STEPS = 5
 WARM_START = {"restore": 0.5, "joint": 0.1}
-"""Time to which the estimate of the frame before is noised."""
+"""Time to which the estimate that a frame begins with is noised."""
+
+CARRIED = {"restore": 0.2, "joint": 0.0}
+"""Share of the frame before in that estimate. On two priors it made what flickers: their pair holds the tissue, which moves."""
 
 
 class Engine(Protocol):
@@ -43,15 +47,14 @@ class Engine(Protocol):
 
     process: Process
     start: float
+    memory: float
+    networks: Sequence[Prior]
 
     def given(self, seen: Tensor) -> Tensor:
         """What the network is told of a frame `(1, 3, rows, columns)` with its context."""
 
-    def first(self, given: Tensor) -> Tensor:
-        """An estimate of the signal of a first frame."""
-
-    def carried(self, signal: Tensor, given: Tensor) -> Tensor:
-        """An estimate for the next frame from that of the frame before."""
+    def first(self, seen: Tensor) -> Tensor:
+        """A first estimate of the signal of such a frame: one evaluation of each of `networks`."""
 
     def parts(self, given: Tensor, identity: list[str]) -> tuple[Denoiser, Solver, Tensor | None]:
         """Denoiser, solver that takes times per frame, and condition, for these frames."""
@@ -63,52 +66,48 @@ class Engine(Protocol):
 class RestoreEngine:
     """The residual family; the signal is the haze."""
 
-    start = WARM_START["restore"]
+    start, memory = WARM_START["restore"], CARRIED["restore"]
 
-    def __init__(self, prior: Prior, clock: Clock) -> None:
-        self.prior, self.clock, self.process = prior, clock, prior.process
+    def __init__(self, networks: Sequence[Prior], clock: Clock) -> None:
+        self.networks, self.clock, self.process = networks, clock, networks[0].process
 
     def given(self, seen: Tensor) -> Tensor:
-        return F.pixel_unshuffle(seen, BLOCK)
+        return blocks(seen)
 
-    def first(self, given: Tensor) -> Tensor:
-        return predicted(self.prior, given, self.clock)
-
-    def carried(self, signal: Tensor, given: Tensor) -> Tensor:
-        return signal
+    def first(self, seen: Tensor) -> Tensor:
+        return blocks(predicted(self.networks, seen, self.clock)[:, None])
 
     def parts(self, given: Tensor, identity: list[str]) -> tuple[Denoiser, Solver, Tensor | None]:
-        return self.prior.denoiser(clock=lambda: self.clock("network")), DDIM(), given
+        return self.networks[0].denoiser(clock=lambda: self.clock("network")), DDIM(), given
 
     def result(self, signal: Tensor) -> Tensor:
-        return F.pixel_shuffle(signal, BLOCK)[:, 0]
+        return pictures(signal)
 
 
 class JointEngine:
     """The joint posterior with two priors; the signal is the pair of tissue and haze, the first estimate the restoration's."""
 
-    start = WARM_START["joint"]
+    start, memory = WARM_START["joint"], CARRIED["joint"]
 
     def __init__(
-        self, problem: Separation, restorer: Prior, method: str, options: dict[str, Any], threshold: float, seed: int
+        self,
+        problem: Separation,
+        networks: Sequence[Prior],
+        taken: Callable[[Tensor], Tensor],
+        method: str,
+        options: dict[str, Any],
+        seed: int,
     ) -> None:
-        self.problem, self.restorer, self.threshold, self.seed = problem, restorer, threshold, seed
+        self.problem, self.networks, self.taken, self.seed = problem, networks, taken, seed
         self.method = joint_method(method, {"solver": "ddim"} | options)
         self.process = problem.process
-        self._seen: Tensor | None = None
 
     def given(self, seen: Tensor) -> Tensor:
-        self._seen = seen
         return self.problem.companded(seen[:, 0])
 
-    def first(self, given: Tensor) -> Tensor:
-        assert self._seen is not None  # `given` came before
-        haze = predicted(self.restorer, F.pixel_unshuffle(self._seen, BLOCK), self.problem.clock)
-        grey = self._seen[:, 0]
-        return self.problem.pair(grey, grey - (F.pixel_shuffle(haze, BLOCK)[:, 0] - self.threshold).clamp_min(0))
-
-    def carried(self, signal: Tensor, given: Tensor) -> Tensor:
-        return self.problem.carried(signal, given)
+    def first(self, seen: Tensor) -> Tensor:
+        haze = predicted(self.networks, seen, self.problem.clock)
+        return self.problem.pair(seen[:, 0], seen[:, 0] - self.taken(haze))
 
     def parts(self, given: Tensor, identity: list[str]) -> tuple[Denoiser, Solver, Tensor | None]:
         measurement = self.problem.measurement(given)
@@ -134,7 +133,8 @@ class Stream:
     Args:
         engine: the method.
         video: `warm` or `rolling`.
-        steps: of a frame's reverse process; in a rolling window also the frames it holds.
+        steps: evaluations for a frame, the first estimate counted as one; None: `WARM_STEPS`. In a rolling window all but that one
+            are spread over as many frames.
         window: frames of the context, this one and those before it.
         seed, identity: decide the noise, the same for all frames.
 
@@ -147,8 +147,11 @@ class Stream:
         self, engine: Engine, video: Video, *, steps: int | None, window: int, seed: int, identity: str
     ) -> None:
         self.engine, self.video, self.seed, self.identity = engine, video, seed, identity
-        self.times = time_grid(engine.process, steps or WARM_STEPS, start=engine.start)
-        self.latency = 0 if video == "warm" else len(self.times) - 2
+        left = (steps or WARM_STEPS) - 1
+        self.times = (
+            time_grid(engine.process, left, start=engine.start) if left else torch.zeros(1, dtype=torch.float64)
+        )
+        self.latency = 0 if video == "warm" else max(0, left - 1)
         self.evaluations = 0
         self._past: deque[Tensor] = deque(maxlen=window)
         self._slots: list[_Slot] = []
@@ -159,9 +162,11 @@ class Stream:
         """Take a frame `(rows, columns)` of grey values 0..1; the result of the one that leaves, `(rows, columns)`, or None."""
         self._past.append(frame)
         past = torch.stack(list(self._past))
-        given = self.engine.given(context(past, 2 * len(past) + 1)[-1:])
-        self._slots.append(_Slot(given, self._noised(given)))
-        for _ in range(len(self.times) - 1 if self.video == "warm" else 1):
+        seen = context(past, 2 * len(past) + 1)[-1:]
+        given = self.engine.given(seen)
+        self._slots.append(_Slot(given, self._noised(seen)))
+        left = len(self.times) - 1
+        for _ in range(left if self.video == "warm" else min(left, 1)):
             self._advance()
         return self._leave()
 
@@ -175,16 +180,15 @@ class Stream:
                 out.append(left)
         return out
 
-    def _noised(self, given: Tensor) -> Tensor:
-        """The first state of a frame: the estimate of the one before, or its own, at the first time."""
-        if self._estimate is None:
-            signal = self.engine.first(given)
-            self.evaluations += 1
-        else:
-            signal = self.engine.carried(self._estimate, given)
+    def _noised(self, seen: Tensor) -> Tensor:
+        """The first state of a frame: its own first estimate, and a little of the one before, at the first time."""
+        signal = self.engine.first(seen)
+        self.evaluations += len(self.engine.networks)
+        if self._estimate is not None:
+            signal = torch.lerp(signal, self._estimate, self.engine.memory)
         if self._eps is None:
             self._eps = Noise.of(self.seed, [self.identity]).normal(signal)
-        return self.engine.process.marginal(signal, self.times[:1].reshape(1, 1, 1, 1), self._eps)
+        return self.engine.process.marginal(signal, self.times[:1].to(signal.device).reshape(1, 1, 1, 1), self._eps)
 
     def _advance(self) -> None:
         """Every frame of the window one step on, in one evaluation."""

@@ -34,7 +34,7 @@ from suite.process import flow_matching
 from suite.solver import DDIM, sample
 
 NUCLEAR_STEPS = 10
-START = 0.05
+START = 0.02
 """Time to which the first estimate is noised (SeqDiff: start from the picture, not from noise)."""
 
 
@@ -106,7 +106,7 @@ def nuclear(
     )
     eps = Noise.of(seed, [identity]).normal(x0[:1])  # the same for every frame
     times = time_grid(process, steps or NUCLEAR_STEPS, start=start)
-    x = process.marginal(x0, times[:1].reshape(1, 1, 1, 1), eps)
+    x = process.marginal(x0, times[:1].to(x0.device).reshape(1, 1, 1, 1), eps)
     sample(guide, DDIM(), times, x)
     kept = F.pixel_shuffle(expand_companded((y - guide.haze).clamp_min(0)), BLOCK)[:, 0]
     return (grey - compress(kept, dynamic_range_db)).clamp_min(0), steps or NUCLEAR_STEPS

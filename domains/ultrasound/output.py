@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,9 @@ from domains.ultrasound.physics import compress, envelope
 from domains.ultrasound.pipeline import BRIGHT, Dehazed
 from suite.report import Figure, Report, Stack
 from suite.run import Run
+from suite.verdict import Findings
 
-MOST_CHANGED, MOST_ELSEWHERE, MOST_FLICKER = 0.3, 2.0, 1.005
+MOST_CHANGED, MOST_ELSEWHERE, MOST_FLICKER = 0.3, 2.0, 1.002
 """A result counts as plausible while haze covers less than this share of the sector, and elsewhere the mean change stays below so
 many grey levels of 255, and it does not flicker more than the input (but for rounding)."""
 
@@ -82,11 +83,24 @@ def doubts(metrics: dict[str, float | None]) -> list[str]:
             f"Outside the haze the mean change is {elsewhere:.1f} grey levels; up to {MOST_ELSEWHERE:g} is expected."
         )
     if flicker is not None and flicker > MOST_FLICKER:
-        found.append(f"The result flickers {flicker:.2f} times as much as the input.")
+        found.append(f"The result flickers {flicker:.3f} times as much as the input.")
     return found
 
 
-def report_of(run: Run, cine: Cine, result: Dehazed) -> Report:
+def findings_of(run: Run, calibrated: bool | None) -> Findings:
+    """The verdict on a run and what it rests on; `calibrated`: whether there are intervals, and they are measured."""
+    share, elsewhere, flicker = (run.metrics.get(name) for name in ("haze_share", "change_elsewhere", "flicker_ratio"))
+    facts = []
+    if share is not None:
+        facts.append(f"Haze: {100 * share:.1f} % of the sector changed by more than 12 grey levels of 255.")
+    if elsewhere is not None:
+        facts.append(f"Elsewhere: a mean change of {elsewhere:.2f} grey levels; up to {MOST_ELSEWHERE:g} is expected.")
+    if flicker is not None:
+        facts.append(f"Flicker: {flicker:.3f} of the energy of the input's frame differences.")
+    return Findings(None, run.estimator, calibrated=calibrated, facts=facts, doubts=run.warnings)
+
+
+def report_of(run: Run, findings: Findings, cine: Cine, result: Dehazed) -> Report:
     """Input, result, haze and classical reference on one page."""
     white = white_of(cine)
     before, after = shown(cine, cine.data, white), shown(cine, result.output, white)
@@ -106,10 +120,6 @@ def report_of(run: Run, cine: Cine, result: Dehazed) -> Report:
         if cine.domain != "grey"
         else 1.0
     )
-    reasons = doubts(run.metrics)
-    verdict: Literal["pass", "check"] = "check" if reasons else "pass"
-    if run.estimator == "point":
-        reasons.append("This method is a point estimator: it gives no uncertainty.")
     facts = {
         "method": run.method,
         "estimator": run.estimator,
@@ -122,7 +132,8 @@ def report_of(run: Run, cine: Cine, result: Dehazed) -> Report:
     }
     rows = [{"figure": name, "value": value} for name, value in run.metrics.items()]
     figure = Figure("Frames", stacks, windows, caption="Grey levels 0..255; not for primary diagnosis.", aspect=aspect)
-    return Report("Ultrasound dehazing", verdict, reasons, facts, rows, run.warnings, figures=[figure])
+    title = "Ultrasound dehazing"
+    return Report(title, findings.verdict, findings.reasons(), facts, rows, figures=[figure])
 
 
 def _file_units(cine: Cine, signal: NDArray[Any], domain: str) -> NDArray[Any]:

@@ -18,7 +18,6 @@ from domains.ultrasound.physics import compress, decompress, envelope
 from domains.ultrasound.sector import sector_of
 from domains.ultrasound.separation import JOINT
 from domains.ultrasound.settings import DehazeConfig
-from domains.ultrasound.training import Kind
 from suite.prior import Prior
 from suite.trust import interval_factor
 
@@ -65,7 +64,7 @@ def grey_of(cine: Cine) -> tuple[NDArray[np.float32], float]:
 def dehaze(
     cine: Cine,
     method: str,
-    priors: dict[Kind, Prior],
+    priors: dict[str, Prior],
     config: DehazeConfig,
     *,
     identity: str,
@@ -104,7 +103,7 @@ def dehaze(
 
 
 def half_width(
-    cine: Cine, mean: NDArray[Any], std: NDArray[np.float32], samples: int, priors: dict[Kind, Prior]
+    cine: Cine, mean: NDArray[Any], std: NDArray[np.float32], samples: int, priors: dict[str, Prior]
 ) -> NDArray[np.float32]:
     """Half of the 90 % interval: `t sqrt((scale std)^2 + floor^2)`, t of Student for so many samples.
 

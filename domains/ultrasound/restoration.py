@@ -8,7 +8,7 @@ haze the picture stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -33,6 +33,7 @@ def restore(
     grey: Tensor,
     prior: Prior,
     *,
+    second: Prior | None = None,
     window: int,
     steps: int,
     seed: int,
@@ -43,32 +44,54 @@ def restore(
 ) -> tuple[Tensor, int]:
     """Haze `(T, rows, columns)` of grey values 0..1, and the network evaluations it took.
 
-    A single step gives E[h | y, context]: at t = 1 the state says nothing about h, and its mean, zero, stands for it. With more
-    steps every frame starts from the same noise, which keeps the estimate steady over time.
+    A single step is `predicted`. With more, every frame starts from the same noise, which keeps the estimate steady over time.
 
     Args:
-        regenerate: None, or the time to which that single estimate is noised; the other steps carry it back to 0 (predict, then
+        second: another network, whose single estimate is averaged with that of `prior`.
+        regenerate: None, or the time to which `predicted` is noised; the other steps carry it back to 0 (predict, then
             regenerate; Lemercier et al. 2023, StoRM).
     """
-    denoiser = prior.denoiser(clock=lambda: clock("network"))
-    seen = F.pixel_unshuffle(context(grey, window), BLOCK)
-    eps = torch.zeros_like(seen[:1, : BLOCK**2])
+    seen, process, networks = context(grey, window), prior.process, [prior] + ([] if second is None else [second])
+    eps = torch.zeros_like(blocks(seen[:1, :1]))
     if steps > 1:
         eps = Noise.of(seed, [identity]).normal(eps)
     parts = []
     for i in range(0, len(grey), chunk):
-        y = seen[i : i + chunk]
-        if regenerate is None or steps == 1:
-            times, x = time_grid(prior.process, steps), prior.process.start(eps.expand(len(y), *eps.shape[1:]))
+        now = seen[i : i + chunk]
+        if steps == 1:
+            parts.append(predicted(networks, now, clock))
+            continue
+        if regenerate is None:
+            times, x = time_grid(process, steps), process.start(eps.expand(len(now), *eps.shape[1:]))
         else:
-            times = time_grid(prior.process, steps - 1, start=regenerate)
-            x = prior.process.marginal(predicted(prior, y, clock), times[:1].reshape(1, 1, 1, 1), eps)
-        parts.append(F.pixel_shuffle(sample(denoiser, DDIM(), times, x, y=y), BLOCK)[:, 0])
-    return torch.cat(parts).float(), steps
+            times = time_grid(process, steps - 1, start=regenerate)
+            first = blocks(predicted([prior], now, clock)[:, None])
+            x = process.marginal(first, times[:1].to(first.device).reshape(1, 1, 1, 1), eps)
+        denoiser = prior.denoiser(clock=lambda: clock("network"))
+        parts.append(pictures(sample(denoiser, DDIM(), times, x, y=blocks(now))))
+    return torch.cat(parts).float(), len(networks) if steps == 1 else steps
 
 
-def predicted(prior: Prior, y: Tensor, clock: Clock) -> Tensor:
-    """`E[h | y]` in blocks, for conditions in blocks: one evaluation."""
-    denoiser = prior.denoiser(clock=lambda: clock("network"))
-    start = torch.zeros_like(y[:, : BLOCK**2])
-    return sample(denoiser, DDIM(), time_grid(prior.process, 1), start, y=y).float()
+def predicted(networks: Sequence[Prior], seen: Tensor, clock: Clock) -> Tensor:
+    """`E[h | y]`, `(T, rows, columns)`, of frames with their context `(T, 3, rows, columns)`: one evaluation of each network.
+
+    At t = 1 the state says nothing about h, and its mean, zero, stands for it. The mean over networks, and over a picture and its
+    mirror image: where one is wrong the others mostly are not, or not in the same way.
+    """
+    both = blocks(torch.cat([seen, seen.flip(-1)]))
+    start, total = torch.zeros_like(both[:, : BLOCK**2]), torch.zeros_like(seen[:, 0])
+    for prior in networks:
+        denoiser = prior.denoiser(clock=lambda: clock("network"))
+        upright, mirrored = pictures(sample(denoiser, DDIM(), time_grid(prior.process, 1), start, y=both)).chunk(2)
+        total += (upright.float() + mirrored.float().flip(-1)) / (2 * len(networks))
+    return total
+
+
+def blocks(shown: Tensor) -> Tensor:
+    """`(T, C, rows, columns)`, blocks of pixels as channels."""
+    return F.pixel_unshuffle(shown, BLOCK)
+
+
+def pictures(signal: Tensor) -> Tensor:
+    """`(T, rows, columns)` of a signal in blocks."""
+    return F.pixel_shuffle(signal, BLOCK)[:, 0]

@@ -88,12 +88,6 @@ class Separation:
         seen, kept = (decompress(v, self.dynamic_range_db)[:, None] for v in (grey, torch.minimum(clean, grey)))
         return torch.cat([F.pixel_unshuffle(compand(v), BLOCK) for v in (kept, seen - kept)], 1)
 
-    def carried(self, u: Tensor, y: Tensor) -> Tensor:
-        """The pair for the next companded picture `y`: the haze of `u` as it was, as haze hardly moves, and the rest tissue."""
-        haze = u[:, SIZE:].clamp(0, WIDEST)
-        rest = expand_companded(y) - self.gamma * expand_companded(haze)
-        return torch.cat([compand(rest.clamp_min(0)), haze], 1)
-
     def mixed(self, u: Tensor) -> Tensor:
         """`C( C^-1(x) + gamma C^-1(h) )`."""
         x, h = u.clamp(-WIDEST, WIDEST).split(SIZE, 1)  # C^-1 grows like 256^|u|

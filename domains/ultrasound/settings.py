@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -18,10 +18,15 @@ from suite.errors import InputError
 from suite.prior import Prior, load_prior
 
 WEIGHTS = Path(__file__).parent / "weights"
-SHIPPED: dict[Kind, Path] = {kind: WEIGHTS / f"echo-{kind}.safetensors" for kind in UNITS}
+SHIPPED: dict[str, Path] = {kind: WEIGHTS / f"echo-{kind}.safetensors" for kind in UNITS}
+SECOND = WEIGHTS / "echo-restore-clutter.safetensors"
+"""Another restoration network, trained on the published shapes of clutter alone; their single estimates are averaged."""
 
 Method = Literal["restore", "regenerate", "pigdm", "dps", "projection", "nuclear", "background", "svd", "rpca"]
 RESIDUAL = ("restore", "regenerate")
+
+
+Level = Annotated[float, Field(ge=0, le=255)]
 
 
 class InputSettings(Config):
@@ -52,6 +57,8 @@ class DehazeConfig(MainConfig):
             `rolling` (`domains.ultrasound.live`).
         window: frames around each over which `restore` looks for what does not move.
         threshold: of `restore`, grey levels of 255 that its estimates are lowered by: so little is no haze.
+        certain: of `restore`, grey levels of 255: estimates count in full near one that reaches the second, and not at all where
+            none near reaches the first; 0, 0: all count.
         haze_prior: of the joint methods, the second prior's file; `prior` is the tissue's.
         begin: of the joint methods and `nuclear`, the estimate to start from: the shipped `restore` network's (predict, then
             regenerate), or the classical `background`.
@@ -65,7 +72,8 @@ class DehazeConfig(MainConfig):
     strength: float = Field(default=1.0, ge=0, le=10)
     video: Video = "shared"
     window: int = Field(default=21, ge=1)
-    threshold: float = Field(default=5.0, ge=0, le=255)
+    threshold: float = Field(default=3.0, ge=0, le=255)
+    certain: tuple[Level, Level] = (30.0, 60.0)
     haze_prior: Path | None = None
     begin: Literal["restore", "background"] = "restore"
     noise_std: float = Field(default=0.05, gt=0)
@@ -90,23 +98,31 @@ def choose_method(config: DehazeConfig) -> Method:
         raise InputError(
             f"{name} takes the frames of a cine together; video={config.video} is for restore, pigdm, dps and projection"
         )
+    if config.certain[1] <= config.certain[0] != 0:
+        raise InputError(f"certain={list(config.certain)}: the second grey level must lie above the first")
     if config.video != "shared" and config.begin != "restore":
         raise InputError(f"video={config.video} starts from the restoration network; leave out begin={config.begin}")
     return name
 
 
-def load_priors(method: str, config: DehazeConfig, device: torch.device) -> dict[Kind, Prior]:
-    """The networks of a method: the named ones, or the shipped ones, checked for what they are."""
+def load_priors(method: str, config: DehazeConfig, device: torch.device) -> dict[str, Prior]:
+    """The networks of a method: the named ones, or the shipped ones, checked for what they are.
+
+    Single estimates are those of two shipped networks, unless the number of evaluations is bounded or one is named.
+    """
     if method in CLASSICAL:
         return {}
-    files: dict[Kind, Path | None] = {"tissue": config.prior}
+    files: dict[str, tuple[Kind, Path | None]] = {"tissue": ("tissue", config.prior)}
     if method in RESIDUAL:
-        files = {"restore": config.prior}
+        files = {"restore": ("restore", config.prior)}
     elif method in JOINT:
-        files["haze"] = config.haze_prior
+        files["haze"] = ("haze", config.haze_prior)
     if method not in RESIDUAL and config.begin == "restore":
-        files["restore"] = None
+        files["restore"] = ("restore", None)
+    alone = config.steps is not None or config.samples > 1 or method == "regenerate"
+    if not alone and files.get("restore") == ("restore", None):
+        files["second"] = ("restore", SECOND)
     return {
-        kind: load_prior(file or SHIPPED[kind], device, unit=UNITS[kind], channels=BLOCK**2)
-        for kind, file in files.items()
+        name: load_prior(file or SHIPPED[kind], device, unit=UNITS[kind], channels=BLOCK**2)
+        for name, (kind, file) in files.items()
     }

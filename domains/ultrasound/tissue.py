@@ -31,7 +31,7 @@ def simulated_tissue(frames: int, side: int, rng: torch.Generator) -> Tensor:
         level = _chamber(level, y + drift[0] * beat, x + drift[1] * beat, beat, rng)
     for _ in range(int(uniform(rng, 0, 4.5))):
         level = level + _boundary(y + 0.5 * drift[0] * beat, x + 0.5 * drift[1] * beat, rng)
-    db = level + _speckle(frames, side, rng)
+    db = level + speckle(frames, side, rng)
     grey = 1 + db / uniform(rng, 45, 75)
     return grey.clamp(0, 1) * sector
 
@@ -96,7 +96,7 @@ def _boundary(y: Tensor, x: Tensor, rng: torch.Generator) -> Tensor:
     return uniform(rng, 8, 40) * torch.exp(-((v / thick) ** 2) - (u / long) ** 2)
 
 
-def _speckle(frames: int, side: int, rng: torch.Generator) -> Tensor:
+def speckle(frames: int, side: int, rng: torch.Generator) -> Tensor:
     """Rayleigh speckle in dB, averaged somewhat, that changes slowly over time."""
     field = torch.randn((4, 1, side, side), generator=rng)
     weights = torch.exp(-(torch.arange(-3, 4) ** 2) / 2 / uniform(rng, 0.4, 1.6) ** 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -15,19 +14,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from domains.ultrasound.arrays import npz_cines
-from domains.ultrasound.clutter import uniform
+from domains.ultrasound.augmentation import blended, placed, regraded, regrained
+from domains.ultrasound.clutter import clutter, uniform
 from domains.ultrasound.context import CHANNELS
 from domains.ultrasound.grid import BLOCK
-from domains.ultrasound.haze import hazed, smooth_field
+from domains.ultrasound.haze import hazed
 from domains.ultrasound.physics import compand, decompress
 from domains.ultrasound.tissue import simulated_tissue
 from suite.config import Config
 from suite.errors import InputError
 from suite.noise import generator
-from suite.prior import Card
+from suite.prior import Card, load_prior, read_card
 from suite.training import Trainer, TrainingConfig
 
 Kind = Literal["restore", "tissue", "haze"]
+Example = tuple[Tensor, Tensor | None]
+
+SHARED = 2
+"""Pictures of a batch that come from one drawn cine."""
 
 UNITS: dict[Kind, str] = {
     "restore": "haze, grey level / 255",
@@ -48,6 +52,8 @@ class DataConfig(Config):
         real: share of the pictures with the haze of their own file, where it has one.
         plain: share of the pictures without haze.
         simulated: share of the pictures whose tissue is simulated (`domains.ultrasound.tissue`).
+        blended: share of the pictures whose tissue is that of two.
+        haze: that is drawn: of any shape, or the published shapes of clutter alone.
         side: frames of more pixels a side are averaged in blocks until they fit.
         window: longest window of frames for the context.
         dynamic_range_db: of the log compression.
@@ -61,15 +67,21 @@ class DataConfig(Config):
     real: float = Field(default=0.2, ge=0, le=1)
     plain: float = Field(default=0.2, ge=0, le=1)
     simulated: float = Field(default=0.0, ge=0, le=1)
+    blended: float = Field(default=0.0, ge=0, le=1)
+    haze: Literal["any", "clutter"] = "any"
     side: int = Field(default=64, ge=16)
     window: int = Field(default=25, ge=1)
     dynamic_range_db: float = Field(default=60.0, gt=0)
 
 
 class UltrasoundTrainingConfig(TrainingConfig):
-    """Settings of `ultrasound train`: the network and its training, what it learns, and under `data` the split."""
+    """Settings of `ultrasound train`: the network and its training, what it learns, and under `data` the split.
+
+    `start` is a prior of the same kind and shape to go on from, in place of random weights.
+    """
 
     kind: Kind = "restore"
+    start: Path | None = None
     data: DataConfig = DataConfig()
 
 
@@ -139,37 +151,41 @@ class HazePictures:
         self.condition_channels = BLOCK**2 * CHANNELS if kind == "restore" else 0
 
     def batch(self, size: int, patch: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Pictures of which `SHARED` each are of one cine: drawing a cine costs more than a frame of it."""
         weights = torch.tensor([s.weight for s in self.train])
-        chosen = torch.multinomial(weights, size, replacement=True, generator=rng).tolist()
-        return self._collect([self.example(self.train[i], patch, rng, vary=True) for i in chosen])
+        chosen = torch.multinomial(weights, -(-size // SHARED), replacement=True, generator=rng).tolist()
+        drawn = [e for i in chosen for e in self.examples(self.train[i], patch, rng, SHARED, vary=True)]
+        return self._collect(drawn[:size])
 
     def validation(self, patch: int) -> tuple[Tensor, Tensor | None]:
         rng = generator(0, "validation pictures")
         chosen = [self.held_out[i % len(self.held_out)] for i in range(48)]
-        return self._collect([self.example(s, patch, rng, vary=False) for s in chosen])
+        return self._collect([e for s in chosen for e in self.examples(s, patch, rng, 1, vary=False)])
 
     @staticmethod
-    def _collect(examples: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    def _collect(examples: Sequence[Example]) -> tuple[Tensor, Tensor | None]:
         signals, conditions = zip(*examples, strict=True)
         given = [c for c in conditions if c is not None]
         return F.pixel_unshuffle(torch.stack(signals), BLOCK), F.pixel_unshuffle(
             torch.stack(given), BLOCK
         ) if given else None
 
-    def example(
-        self, subject: Subject, patch: int, rng: torch.Generator, *, vary: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """One picture `(1, patch, patch)` and its condition; `vary` turns, scales and regrades it."""
+    def examples(
+        self, subject: Subject, patch: int, rng: torch.Generator, count: int, *, vary: bool
+    ) -> Iterator[Example]:
+        """Pictures `(1, patch, patch)` of one cine, and their conditions; `vary` turns, scales and regrades it."""
         tissue, hazy = self.window(subject, patch, rng, vary=vary)
-        now = int(torch.randint(len(tissue), (), generator=rng))
-        if self.kind == "restore":
-            seen = torch.stack([hazy[now], hazy.mean(0), hazy.amin(0)])  # `context`, of this window
-            return (hazy[now] - tissue[now])[None], seen
         db = self.config.dynamic_range_db
-        clean = decompress(tissue[now : now + 1], db)
-        if self.kind == "tissue":
-            return compand(clean), None
-        return compand((decompress(hazy[now : now + 1], db) - clean).clamp_min(0)), None
+        for now in torch.randint(len(tissue), (count,), generator=rng).tolist():
+            if self.kind == "restore":
+                seen = torch.stack([hazy[now], hazy.mean(0), hazy.amin(0)])  # `context`, of this window
+                yield (hazy[now] - tissue[now])[None], seen
+                continue
+            clean = decompress(tissue[now : now + 1], db)
+            if self.kind == "tissue":
+                yield compand(clean), None
+            else:
+                yield compand((decompress(hazy[now : now + 1], db) - clean).clamp_min(0)), None
 
     def window(self, subject: Subject, patch: int, rng: torch.Generator, *, vary: bool) -> tuple[Tensor, Tensor]:
         """Some successive frames without and with haze, `(w, patch, patch)` each."""
@@ -178,19 +194,30 @@ class HazePictures:
         length = 1 if uniform(rng, 0, 1) < 0.1 else 1 + int(torch.randint(longest, (), generator=rng))
         draw = uniform(rng, 0, 1)
         real = subject.hazy is not None and draw < config.real
-        if vary and not real and uniform(rng, 0, 1) < config.simulated:
-            tissue = simulated_tissue(length, patch, rng)
-        else:
+        if real:
             frames = successive(len(subject.tissue), length, rng, vary=vary)
-            parts = [subject.tissue[frames]] + ([subject.hazy[frames]] if real else [])  # type: ignore[index]
-            both = placed(torch.cat(parts), patch, rng, vary=vary)
-            if real:
-                return both[:length], both[length:]
-            tissue = regraded(both, rng) if vary else both
+            both = torch.cat([subject.tissue[frames], subject.hazy[frames]])  # type: ignore[index]
+            both = placed(both, patch, rng, vary=vary)
+            both = regraded(both, rng) if vary and uniform(rng, 0, 1) < 0.3 else both
+            return both[:length], both[length:]
+        tissue = self.tissue(subject, length, patch, rng, vary=vary)
+        if vary and uniform(rng, 0, 1) < config.blended:
+            other = self.train[int(torch.randint(len(self.train), (), generator=rng))]
+            tissue = blended(tissue, self.tissue(other, length, patch, rng, vary=True), rng)
         if draw > 1 - config.plain and self.kind == "restore":
             return tissue, tissue
         sector = filled(tissue.amax(0) > 0.05)
+        if config.haze == "clutter":
+            return tissue, (tissue + clutter(sector, length, rng, uniform(rng, 0.5, 1.1)) / 255).clamp(0, 1)
         return tissue, hazed(tissue, sector, rng) if bool(sector.any()) else tissue
+
+    def tissue(self, subject: Subject, length: int, patch: int, rng: torch.Generator, *, vary: bool) -> Tensor:
+        """So many successive frames without haze, of a cine or simulated."""
+        if vary and uniform(rng, 0, 1) < self.config.simulated:
+            return simulated_tissue(length, patch, rng)
+        frames = successive(len(subject.tissue), length, rng, vary=vary)
+        shown = placed(subject.tissue[frames], patch, rng, vary=vary)
+        return regraded(regrained(shown, rng), rng) if vary else shown
 
 
 def successive(count: int, length: int, rng: torch.Generator, *, vary: bool) -> Tensor:
@@ -204,20 +231,6 @@ def successive(count: int, length: int, rng: torch.Generator, *, vary: bool) -> 
     return int(torch.randint(count - int(steps[-1]), (), generator=rng)) + steps
 
 
-def placed(frames: Tensor, patch: int, rng: torch.Generator, *, vary: bool) -> Tensor:
-    """Frames `(w, rows, columns)` on `patch` x `patch` pixels, all mirrored, turned, scaled and shifted alike."""
-    turn, zoom, mirror = uniform(rng, -0.2, 0.2), uniform(rng, 0.8, 1.3), 1.0 if uniform(rng, 0, 1) < 0.5 else -1.0
-    shift = uniform(rng, -0.15, 0.15), uniform(rng, -0.15, 0.15)
-    if not vary or uniform(rng, 0, 1) < 0.25:
-        turn, zoom, shift, mirror = 0.0, 1.0, (0.0, 0.0), mirror if vary else 1.0
-    if turn == 0 and frames.shape[1:] == (patch, patch):
-        return frames if mirror > 0 else frames.flip(-1)
-    a, b = zoom * math.cos(turn), zoom * math.sin(turn)
-    theta = torch.tensor([[[a * mirror, -b, shift[0]], [b * mirror, a, shift[1]]]])
-    grid = F.affine_grid(theta, [1, len(frames), patch, patch], align_corners=False)
-    return F.grid_sample(frames[None], grid, align_corners=False)[0]
-
-
 def filled(mask: Tensor) -> Tensor:
     """A mask `(rows, columns)` without gaps along its rows."""
     left = mask.int().cummax(1).values
@@ -225,18 +238,43 @@ def filled(mask: Tensor) -> Tensor:
     return (left & right) > 0
 
 
-def regraded(frames: Tensor, rng: torch.Generator) -> Tensor:
-    """Another gain, contrast and gamma, as another vendor's display would have, and at times an uneven gain."""
-    gamma, gain = math.exp(uniform(rng, -0.5, 0.5)), uniform(rng, 0.6, 1.2)
-    uneven = uniform(rng, 0, 0.35) if uniform(rng, 0, 1) < 0.5 else 0.0
-    field = 1 + uneven * smooth_field(frames.shape[1:], int(uniform(rng, 3, 8)), rng)
-    return (gain * field * frames.clamp(0, 1) ** gamma).clamp(0, 1)
-
-
 def picture_source(paths: Sequence[Path], kind: Kind, config: DataConfig) -> tuple[HazePictures, list[str], list[str]]:
     """The pictures, and the names on each side of the split."""
     train, held_out = subjects(paths, config)
     return HazePictures(kind, train, held_out, config), [s.name for s in train], [s.name for s in held_out]
+
+
+def trained_before(start: Path | None, held_out: Sequence[str]) -> list[str]:
+    """The cines on which the prior to go on from was trained.
+
+    Raises:
+        InputError: some of them are held out here.
+    """
+    before = [] if start is None else read_card(start).data
+    both = sorted(set(before) & set(held_out))
+    if both:
+        raise InputError(f"{start} was trained on {', '.join(both)}; hold out other cines (data.validation)")
+    return before
+
+
+class PictureTrainer(Trainer):
+    """A trainer that may go on from another prior."""
+
+    def __init__(
+        self, config: UltrasoundTrainingConfig, source: HazePictures, output: Path, device: torch.device
+    ) -> None:
+        super().__init__(config, source, output, device)
+        if config.start is not None:
+            first = load_prior(
+                config.start,
+                device,
+                unit=UNITS[config.kind],
+                network=self.net.network.settings,
+                process=config.process,
+                sigma_data=config.sigma_data,
+            )
+            for net in (self.net, self.average):
+                net.load_state_dict(first.net.state_dict())
 
 
 # --- the card ---------------------------------------------------------------------------------------------------------
@@ -253,6 +291,9 @@ def ultrasound_card(
 ) -> Card:
     """The card of a finished training run."""
     last = trainer.history[-1]
+    name, started = (
+        (config.kind, "") if config.start is None else (f"{config.kind}-tune", " --set start=FIRST.safetensors")
+    )
     return Card(
         name=trainer.output.stem,
         domain="ultrasound",
@@ -267,8 +308,9 @@ def ultrasound_card(
         validation_data=list(held_out),
         licence="weights: Apache-2.0; trained on openly licensed cines (MIT)",
         **trainer.card_fields(
-            f"diffsuite ultrasound train --data DIR -o PRIOR.safetensors --config configs/ultrasound/{config.kind}.yaml",
+            f"diffsuite ultrasound train --data DIR -o PRIOR.safetensors --config configs/ultrasound/{name}.yaml{started}",
             excluded=list(config.data.exclude),
+            **({} if config.start is None else {"start": config.start.name}),
         ),
         validation={
             "what": "RMS denoising error on pictures of the held-out cines, by noise level",

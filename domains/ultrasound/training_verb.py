@@ -11,7 +11,14 @@ import torch
 
 from domains.ultrasound.calibrate import CalibrationConfig, calibrated
 from domains.ultrasound.grid import BLOCK
-from domains.ultrasound.training import UNITS, UltrasoundTrainingConfig, picture_source, ultrasound_card
+from domains.ultrasound.training import (
+    UNITS,
+    PictureTrainer,
+    UltrasoundTrainingConfig,
+    picture_source,
+    trained_before,
+    ultrasound_card,
+)
 from suite.config import load_config
 from suite.prior import Card, load_prior
 from suite.progress import progress
@@ -25,9 +32,10 @@ def train_verb(data: tuple[Path, ...], given: dict[str, Any]) -> None:
 
     def prepare(config: UltrasoundTrainingConfig) -> tuple[Source, Callable[[Trainer], Card]]:
         source, train, held_out = picture_source(data, config.kind, config.data)
+        train = sorted({*train, *trained_before(config.start, held_out)})
         return source, lambda trainer: ultrasound_card(config, trainer, train, held_out)
 
-    train_prior(given, UltrasoundTrainingConfig, prepare)
+    train_prior(given, UltrasoundTrainingConfig, prepare, PictureTrainer)
 
 
 def calibrate_verb(prior: Path, data: tuple[Path, ...], given: dict[str, Any]) -> None:

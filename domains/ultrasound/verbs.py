@@ -23,7 +23,7 @@ from domains.ultrasound.metrics import (
     speckle_snr,
     speckle_width,
 )
-from domains.ultrasound.output import doubts, report_of, shown, white_of, write_outputs
+from domains.ultrasound.output import doubts, findings_of, report_of, shown, white_of, write_outputs
 from domains.ultrasound.physics import decompress
 from domains.ultrasound.pipeline import dehaze
 from domains.ultrasound.sector import fan_shaped, scan_converted, sector_of
@@ -124,21 +124,24 @@ def dehaze_verb(path: Path, strength: float | None, options: MainOptions) -> Non
         run.estimator = "mean" if config.samples > 1 else "point"
         run.metrics = write_outputs(run, cine, result)
         run.extra |= {"domain_added": result.domain, "frames": cine.frames, "strength": config.strength}
-        if config.samples > 1:
-            _tell_intervals(run, priors["restore"])
+        calibrated = _tell_intervals(run, priors["restore"]) if config.samples > 1 else None
         for sentence in doubts(run.metrics):
             run.warn(sentence)
+        findings = findings_of(run, calibrated)
+        run.extra |= findings.record()
         if options.report:
-            write_report(report_of(run, cine, result), run.output("report.html"))
+            write_report(report_of(run, findings, cine, result), run.output("report.html"))
     if not emit(run.record, options.json_to) and not options.quiet:
         _tell(options.output, run.record)
 
 
-def _tell_intervals(run: Run, prior: Prior) -> None:
+def _tell_intervals(run: Run, prior: Prior) -> bool:
+    """Put what is known of the intervals into the record; whether they were measured."""
     told = prior.card.calibration.get("intervals")
     run.extra["intervals"] = {"level": 0.9} | ({} if told is None else {k: told[k] for k in ("scale", "floor", "data")})
     if told is None:
         run.warn(f"The intervals of {prior.card.name} were never measured; `ultrasound calibrate` does that.")
+    return told is not None
 
 
 def _warn(run: Run, cine: Cine, method: str) -> None:
@@ -160,6 +163,7 @@ def _tell(output: Path, record: dict[str, Any]) -> None:
         f"{output}: {record['method']} ({record['estimator']}), {record['nfe']} network evaluations, {seconds:.1f} s, "
         f"{record['frames'] / seconds:.1f} frames/s, haze on {100 * record['metrics']['haze_share']:.1f} % of the sector"
     )
+    click.echo(record["verdict"]["line"])
     if record["estimator"] == "point":
         click.echo("No uncertainty: this is a point estimate; use --samples N for a standard deviation.")
     for sentence in record["warnings"]:
