@@ -1,6 +1,6 @@
 """Does the CT prior know its training pictures by heart?
 
-    python benchmarks/ct_memorisation.py --data ../shared/data/ct [--samples 48] [--side 48] [--steps 18] [--other PRIOR]
+    python benchmarks/ct_memorisation.py --data ../shared/data/ct [--samples 48] [--side 48] [--steps 18] [--halves A B]
 
 Nearest training patch: patches drawn from the prior without data are compared with patches of the training subjects and as many of
 held-out subjects (root mean square distance over all places and the eight symmetries, mean removed). A prior that copies draws
@@ -9,8 +9,10 @@ Dasgupta 2020), or several times nearer to one than to the next of another subje
 
 Denoising: the error on training and on held-out subjects at the same noise; what was learnt by heart makes the first far smaller.
 
-Split-half: with `--other`, a prior trained on other subjects starts from the same noise; two priors that learnt the distribution
-and not the pictures draw alike (Kadkhodaie, Guth, Simoncelli and Mallat 2024). Correlation of the patches.
+Split-half (`--halves A B`, no other test is run then): two priors trained alike on disjoint subjects start from the same noise, and
+denoise the same held-out patches. Priors that learnt the distribution and not the pictures agree (Kadkhodaie, Guth,
+Simoncelli and Mallat 2024): what they draw correlates, and lies no nearer to one's own training patches than to the other's. Such
+a pair: `diffsuite ct train --config configs/ct/halves.yaml --set data.exclude=[...]`, once for each half.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from suite.solver import SOLVERS, sample
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVELS_HU = (20.0, 100.0, 300.0)
+HIGH_HU = (1000.0, 3000.0)
 
 
 def patches(images: dict[str, list[NDArray[np.float32]]], side: int, count: int, seed: int) -> tuple[Tensor, list[str]]:
@@ -84,17 +87,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=18)
     parser.add_argument("--count", type=int, default=150, help="patches of each subject")
     parser.add_argument("--prior", type=Path)
-    parser.add_argument("--other", type=Path)
+    parser.add_argument("--halves", type=Path, nargs=2)
     args = parser.parse_args()
     if not args.data.is_dir():
         print(f"ct_memorisation: skipped, there is no folder {args.data}")
         return
     torch.set_num_threads(1)
+    if args.halves:
+        halves(args)
+    else:
+        shipped(args)
+
+
+def shipped(args: argparse.Namespace) -> None:
+    """Copies, and the denoising of training against held-out subjects."""
     prior = load_ct_prior(args.prior, torch.device("cpu"))
     found = sides([args.data], load_config(CalibrationConfig, ROOT / "configs" / "ct" / "calibrate.yaml", [], {}))
     known, names = patches(found.known, args.side, args.count, 0)
     real, _ = patches(found.held_out, args.side, max(1, args.samples // len(found.held_out)), 1)
-
     made = drawn(prior, args.samples, args.side, args.steps)
     print(
         "| patches | nearest training patch, HU (median) | nearest over next subject's (least) | copies |\n|---|---|---|---|"
@@ -105,26 +115,58 @@ def main() -> None:
         print(f"| {label} | {first.median():.0f} | {ratio.amin():.2f} | {int((ratio < 1 / 3).sum())} of {len(some)} |")
 
     print("\n| noise, HU | training subjects, RMS HU | held-out subjects |\n|---|---|---|")
-    denoiser = prior.denoiser()
     chosen = known[:: max(1, len(known) // len(real))][: len(real)]
     for level in LEVELS_HU:
-        errors = []
-        for some in (chosen, real):
-            u = prior.to_network(some)
-            white = torch.randn(u.shape, generator=generator(0, "memorisation"))
-            q = level / prior.card.scale
-            t = prior.process.time_of_log_snr(torch.full((1, 1, 1, 1), -np.log(q), dtype=torch.float64))
-            with torch.no_grad():
-                mean = denoiser(prior.process.alpha(t).to(u) * (u + q * white), t)
-            errors.append(prior.card.scale * float((mean - u).square().mean().sqrt()))
+        errors = [rms(denoised(prior, some, level) - some) for some in (chosen, real)]
         print(f"| {level:g} | {errors[0]:.1f} | {errors[1]:.1f} |")
 
-    if args.other:
-        twin = drawn(load_ct_prior(args.other, torch.device("cpu")), args.samples, args.side, args.steps)
-        a, b = ((x - x.mean((1, 2, 3), keepdim=True)).flatten(1) for x in (made, twin))
-        print(
-            f"\nsplit-half: correlation of patches from the same noise {float(torch.cosine_similarity(a, b).median()):.3f}"
-        )
+
+def halves(args: argparse.Namespace) -> None:
+    """Two priors of disjoint subjects: do they draw and denoise alike?"""
+    priors = [load_ct_prior(path, torch.device("cpu")) for path in args.halves]
+    both = set(priors[0].card.data) & set(priors[1].card.data)
+    if both:
+        raise SystemExit(f"the two priors share the subjects {', '.join(sorted(both))}")
+    found = sides([args.data], load_config(CalibrationConfig, ROOT / "configs" / "ct" / "calibrate.yaml", [], {}))
+    real, _ = patches(found.held_out, args.side, max(1, args.samples // len(found.held_out)), 1)
+    print("| noise, HU | error of A, RMS HU | of B | between A and B | correlation of their answers |\n|" + "---|" * 5)
+    for level in (*LEVELS_HU, *HIGH_HU):
+        a, b = (denoised(prior, real, level) for prior in priors)
+        print(f"| {level:g} | {rms(a - real):.1f} | {rms(b - real):.1f} | {rms(a - b):.1f} | {correlation(a, b):.3f} |")
+
+    a, b = (drawn(prior, args.samples, args.side, args.steps) for prior in priors)
+    print("\n| drawn patches | correlation (median) |\n|---|---|")
+    print(f"| A and B, the same noise | {correlation(a, b):.3f} |")
+    print(f"| A and B, different noise | {correlation(a, b.roll(1, 0)):.3f} |")
+    print(f"| A and A, different noise | {correlation(a, a.roll(1, 0)):.3f} |")
+    print("\n| drawn by | nearest training patch of A's subjects, HU (median) | of B's |\n|---|---|---|")
+    for label, made in (("A", a), ("B", b), ("(real, held-out)", real)):
+        cells = []
+        for prior in priors:
+            known = {name: images for name, images in found.known.items() if name in prior.card.data}
+            library, names = patches(known, args.side, args.count, 0)
+            cells.append(f"{nearest(made, library, names)[0].median():.0f}")
+        print(f"| {label} | {' | '.join(cells)} |")
+
+
+@torch.no_grad()
+def denoised(prior: Prior, pictures: Tensor, level: float) -> Tensor:
+    """HU pictures after white noise of `level` HU was added and the prior took it out; the same noise for every prior."""
+    u = prior.to_network(pictures)
+    white = torch.randn(u.shape, generator=generator(0, "memorisation"))
+    q = level / prior.card.scale
+    t = prior.process.time_of_log_snr(torch.full((1, 1, 1, 1), -np.log(q), dtype=torch.float64))
+    return prior.from_network(prior.denoiser()(prior.process.alpha(t).to(u) * (u + q * white), t))
+
+
+def rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Median over the pictures of the correlation of two, each about its mean."""
+    a, b = ((x - x.mean((1, 2, 3), keepdim=True)).flatten(1) for x in (a, b))
+    return float(torch.cosine_similarity(a, b).median())
 
 
 if __name__ == "__main__":

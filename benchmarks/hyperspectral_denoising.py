@@ -14,7 +14,7 @@ there (NumPy seed 0 for the Gaussian cases, 1 for the others). PSNR is the mean 
     rpca      low rank plus sparse by inexact ALM (Lin, Chen and Ma 2010)
     subspace  this suite: noise model and diffusion prior
     hir_diff  the same prior on representative bands, guided by data and total variation
-    finch     the joint prior of space and spectrum (with --joint-prior, or a shipped one)
+    finch     the joint prior of space and spectrum (with --joint-prior, another than the shipped one)
     dds2m     a network fitted to the noisy cube alone
     ...@N     any of these four with N evaluations at most, as in `finch@1`
 
@@ -52,6 +52,12 @@ CASES = ("gaussian:30", "gaussian:50", "gaussian:70", "noniid", "stripe", "deadl
 
 def psnr(x: Floats, clean: Floats) -> float:
     return float((-10 * np.log10(np.square(x - clean).mean((0, 1)))).mean())
+
+
+def middle(values: Floats, crop: int | None, bands: int | None) -> Floats:
+    """`crop` rows and columns from the middle, the first `bands` bands; all of them for None."""
+    rows, columns = (slice(max(0, (n - (crop or n)) // 2), None) for n in values.shape[:2])
+    return values[rows, columns, :bands][:crop, :crop]
 
 
 def floor(noisy: Floats, clean: Floats, most: int = 10) -> Floats:
@@ -134,6 +140,8 @@ def main() -> None:
     parser.add_argument("--prior", type=Path, help="Of subspace and hir_diff.")
     parser.add_argument("--joint-prior", type=Path, help="Of finch.")
     parser.add_argument("--seconds", action="store_true", help="Print processor seconds beside the PSNR.")
+    parser.add_argument("--crop", type=int, help="So many rows and columns from the middle of each scene.")
+    parser.add_argument("--bands", type=int, help="So many neighbouring bands, the first ones.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -146,7 +154,7 @@ def main() -> None:
     rows = []
     print(f"| scene | case | noisy | {' | '.join(args.methods)} |", "|---" * (3 + len(args.methods)) + "|", sep="\n")
     for scene in args.scenes:
-        values = read_cube(args.data / scene).values()
+        values = middle(read_cube(args.data / scene).values(), args.crop, args.bands)
         low, extent = band_range(values)
         clean = (values - low) / extent
         for case in args.cases:

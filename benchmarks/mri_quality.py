@@ -39,17 +39,17 @@ from domains.mri.metrics import evaluate
 from domains.mri.pipeline import (
     ReconstructConfig,
     Reconstruction,
+    from_network,
     load_mri_prior,
     measurement_of,
     network_scale,
     reconstruct,
     supported,
+    to_network,
 )
 from domains.mri.problem import Problem, pose
 from domains.mri.simulation import SimulationConfig, kspace_of
 from domains.mri.tuning import held_back, held_misfit
-from suite.linalg import expand
-from suite.operators import ToComplex
 from suite.prior import Prior
 
 SUBJECTS = {
@@ -61,7 +61,7 @@ SUBJECTS = {
     "stroke T2": "stroke_T2.nii.gz",
     "stroke FLAIR": "stroke_FLAIR.nii.gz",
 }
-COLUMNS = ("subject", "mask", "method", "nfe", "psnr", "ssim", "chi2", "coverage90", "seconds", "cpu_s")
+COLUMNS = ("subject", "mask", "method", "nfe", "psnr", "ssim", "chi2", "adjusted", "coverage90", "seconds", "cpu_s")
 SIGPY_WEIGHTS = (1e-4, 1e-3)  # of a k-space whose largest value is 1
 SIGPY_RIDGE = (1e-2,)
 DEEPINV_RANGE = (-2.0, 4.0)  # what deepinv's [0, 1] stands for: low and width of network values
@@ -96,6 +96,7 @@ def run(
         out, times = timed(lambda word=word: solve(problem, word, prior, samples, subject))
         image = out.image[:, 0].abs().numpy()
         row = head | {"method": word, "nfe": out.evaluations, "chi2": float(out.chi2.mean())}
+        row["adjusted"] = float((out.chi2 / out.left).mean())
         row |= evaluate(image, scan.target)["metrics"] | {k: v / slices for k, v in times.items()}
         if out.std is not None:
             body = scan.target > 0.05 * scan.target.max()
@@ -139,7 +140,7 @@ def deepinv_rows(subject: str, scan: Simulated, mask: str, prior: Prior) -> Iter
     problem = pose(KSpace(scan.kspace, noise_sigma=scan.noise_sigma))
     scale = network_scale(classical("sense", problem))
     measurement = measurement_of(problem, scale)
-    network, to_complex, slices = prior.denoiser(), ToComplex(), problem.slices
+    network, slices = prior.denoiser(), problem.slices
 
     def denoise(u: Tensor, sigma: Tensor) -> Tensor:
         level = sigma.double().log()
@@ -147,7 +148,7 @@ def deepinv_rows(subject: str, scan: Simulated, mask: str, prior: Prior) -> Iter
 
     span = d.Range(*DEEPINV_RANGE)
     norm = float(scale.max())  # the maps have unit norm
-    like = torch.zeros_like(problem.data[:, :1].real).expand(-1, 2, -1, -1)
+    to_image, like = from_network(problem, scale), torch.zeros_like(to_network(problem, scale, problem.maps[:, :1]))
     offset = measurement.linear_operator(torch.full_like(like, span.low))
     y = (problem.data - offset) / (span.width * norm)
     physics = d.OperatorPhysics(measurement.linear_operator, norm, 1 / (span.width * norm))
@@ -155,7 +156,7 @@ def deepinv_rows(subject: str, scan: Simulated, mask: str, prior: Prior) -> Iter
         model = d.SharedDenoiser(denoise, span)
         v, times = timed(lambda build=build, model=model, steps=steps: build(model, steps)(y, physics))
         u = span.low + span.width * v
-        image = supported(problem, to_complex(u) * expand(scale, like)) * problem.unit()
+        image = supported(problem, to_image(u)) * problem.unit()
         found = evaluate(image[:, 0].abs().detach().numpy(), scan.target)["metrics"]
         row = {"subject": subject, "mask": mask, "method": f"deepinv {name}:{steps}", "nfe": model.evaluations}
         row["chi2"] = float(problem.misfit(image / problem.unit()).mean())

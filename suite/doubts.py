@@ -9,8 +9,10 @@ from torch.nn import functional as F
 LIMIT = 3.0
 """Standard deviations from which on a disagreement counts."""
 
+MAD = 1.4826
+"""Standard deviation of normal numbers over their median absolute deviation."""
+
 _KEPT = 0.75  # weight of the past in the running moments: they remember about four steps
-_MAD = 1.4826
 
 
 class Wander:
@@ -66,7 +68,7 @@ def disagreement(
     if sigma is None:
         inside = torch.ones_like(difference) if objects is None else objects.expand_as(difference)
         counted = torch.where(inside.bool(), difference.abs(), torch.nan).flatten(1)
-        usual = _MAD * torch.nan_to_num(counted.nanmedian(1).values)
+        usual = MAD * torch.nan_to_num(counted.nanmedian(1).values)
         sigma = usual.reshape(-1, *(1,) * (difference.ndim - 1))
     floor = 1e-6 * float(result.abs().amax().clamp_min(1e-30))
     return difference / sigma.clamp_min(floor)

@@ -6,6 +6,7 @@ on patches and applied to whole images (for that reason MONAI's GroupNorm-based 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,6 +20,7 @@ from suite.denoiser import read_head
 from suite.errors import InputError
 
 _CONV: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_APPLY: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
 _UP: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 TWO_HEADS = "residual+eps"  # RDDM's pair (Liu et al. 2024): y - x0 and eps, each in its own channels
@@ -57,9 +59,19 @@ class ResidualBlock(nn.Module):
             self.conv2.weight.mul_(0.2)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(x)
-        scale, shift = self.modulation(embedding)[(...,) + (None,) * (h.ndim - 2)].to(h.dtype).chunk(2, dim=1)
-        out: Tensor = x + self.conv2(F.silu(torch.addcmul(shift, h, 1 + scale), inplace=not torch.is_grad_enabled()))
+        """`x` `(B, C, *spatial)`, `embedding` `(B, features)`."""
+        scale, shift = self.modulation(embedding).chunk(2, dim=1)
+        gain, conv1 = 1 + scale, self.conv1
+        if torch.is_grad_enabled() or len(embedding) > 1:
+            h = conv1(x)
+            gain, shift = (m[(...,) + (None,) * (h.ndim - 2)].to(h.dtype) for m in (gain, shift))
+            out: Tensor = x + self.conv2(F.silu(torch.addcmul(shift, h, gain), inplace=not torch.is_grad_enabled()))
+            return out
+        # One noise level for all: it goes into the weights, which are smaller than the image.
+        weight = conv1.weight * gain[0].to(conv1.weight.dtype)[(...,) + (None,) * (x.ndim - 1)]
+        bias = (shift[0] + gain[0] * conv1.bias).to(weight.dtype)
+        h = F.silu(_APPLY[x.ndim - 3](x, weight, bias, padding=1), inplace=True)
+        out = self.conv2(h).add_(x)
         return out
 
 
@@ -74,10 +86,26 @@ def through(net: Any, x: Tensor, embedding: Tensor) -> Tensor:
         skips.append(x)
     x = skips.pop()
     for i, level in reversed(list(enumerate(net.up))):
-        x = net.grow[i](x) + skips.pop()
+        x = net.grow[i](x).add_(skips.pop())
         for block in level:
             x = block(x, embedding)
     return x
+
+
+def channels_last(net: nn.Module, dims: int) -> nn.Module:
+    """The network with its weights laid out as convolutions on a processor are fastest; of one dimension as it is."""
+    layout = {2: torch.channels_last, 3: torch.channels_last_3d}.get(dims, torch.preserve_format)
+    out: nn.Module = net.to(memory_format=layout)  # type: ignore[call-overload]
+    return out
+
+
+def bfloat16_convolutions(net: nn.Module) -> nn.Module:
+    """A copy whose convolutions hold their weights in bfloat16, for autocast: it would convert them in every evaluation."""
+    out = copy.deepcopy(net)
+    for module in out.modules():
+        if isinstance(module, (*_CONV, *_UP)):
+            module.bfloat16()
+    return out
 
 
 class UNet(nn.Module):

@@ -19,7 +19,7 @@ from suite.denoiser import Denoiser, noise_estimate
 from suite.errors import InputError
 from suite.foreign.chain import ChainNetwork
 from suite.masking import MaskUNet
-from suite.network import TWO_HEADS, Preconditioned, UNet
+from suite.network import TWO_HEADS, Preconditioned, UNet, bfloat16_convolutions, channels_last
 from suite.process import Process, process
 
 ARCHITECTURES: dict[str, type[UNet] | type[MaskUNet]] = {
@@ -157,6 +157,7 @@ class PriorDenoiser(Denoiser):
         device = next(prior.net.parameters()).device
         self.pixels = pixels or (1 << 16 if device.type == "cpu" else 1 << 20)
         self.autocast = precision == "bfloat16" or (precision == "auto" and native_bfloat16(device))
+        self.net = bfloat16_convolutions(prior.net) if self.autocast else prior.net
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """One network evaluation; see `predict`."""
@@ -189,7 +190,7 @@ class PriorDenoiser(Denoiser):
             for i in range(0, len(x), size):
                 chunk = slice(i, i + size)
                 given = None if condition is None else condition[chunk]
-                parts.append(self.prior.net(z[chunk], alpha[chunk], sigma[chunk], given))
+                parts.append(self.net(z[chunk], alpha[chunk], sigma[chunk], given))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _condition(self, x: Tensor, y: Tensor | None) -> Tensor | None:
@@ -262,9 +263,7 @@ def load_prior(path: Path, device: torch.device | str = "cpu", **expected: Any) 
     if not all(bool(v.isfinite().all()) for v in (*tensors.values(), *found.values())):
         raise InputError(f"the weights in {path} contain NaN or infinity; the file is damaged")
     net.load_state_dict(tensors)
-    net = net.to(device)
-    if card.network.get("dims", 2) == 2:
-        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last(net.to(device), card.network.get("dims", 2))
     return Prior(net, card, path, hashlib.sha256(path.read_bytes()).hexdigest(), found)
 
 

@@ -26,7 +26,7 @@ from suite.denoiser import target
 from suite.errors import InputError
 from suite.families import family
 from suite.masking import MaskUNet
-from suite.network import TWO_HEADS, Head, Preconditioned, UNet
+from suite.network import TWO_HEADS, Head, Preconditioned, UNet, channels_last
 from suite.noise import generator
 from suite.process import Process, process
 
@@ -180,8 +180,7 @@ class Trainer:
         )
         span = (config.noise.low, config.noise.high)
         self.net = Preconditioned(backbone, config.sigma_data, span, config.head).to(device)
-        if config.network.dims == 2:
-            self.net = self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self.net, config.network.dims)
         self.average = copy.deepcopy(self.net).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
         self.step = 0

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from suite.doubts import MAD
 from suite.errors import InputError
 from suite.layout import NUMBERS, layout
 from suite.linalg import conjugate_gradient
@@ -58,6 +60,21 @@ def conformal_scale(mean: Tensor, std: Tensor, truth: Tensor, samples: int, leve
     score = ((truth - mean).abs() / (interval_factor(samples, level) * std).clamp_min(1e-12)).flatten().double()
     rank = min(score.numel(), math.ceil(level * (score.numel() + 1)))
     return float(score.kthvalue(rank).values)
+
+
+def calibration(mean: Tensor, std: Tensor, truth: Tensor, samples: int, level: float = 0.9) -> dict[str, Any]:
+    """What a prior's card tells of its intervals: the conformal scale, the coverage with and without it, and their sharpness."""
+    scale = conformal_scale(mean, std, truth, samples, level)
+    curves = (coverage_curve(mean, factor * std, truth, samples) for factor in (1.0, scale))
+    before, after = ({f"{nominal:g}": round(held, 4) for nominal, held in curve.items()} for curve in curves)
+    return {
+        "level": level,
+        "scale": round(scale, 4),
+        "coverage_before": round(coverage(mean, std, truth, samples, level), 4),
+        "curve_before": before,
+        "curve": after,
+        "sharpness": round(float(std.mean()), 4),
+    }
 
 
 def prior_share(measurement: Measurement, like: Tensor, std: float, *, probes: int = 8, seed: int = 0) -> Tensor:
@@ -106,9 +123,9 @@ class Familiarity:
     the edge.
 
     Attributes:
-        mean, scale: of each number, `(D,)`.
+        mean, scale: of each number, `(D,)`; of the layout median and median absolute deviation.
         basis, power: principal directions `(K, D)` and variances `(K,)` of the features over scale.
-        centers, precision: of the layout over scale, the mean of each training subject `(S, L)` and the inverse covariance within
+        centers, precision: of the layout over scale, the median of each training subject `(S, L)` and the inverse covariance within
             subjects `(L, L)`; the distance is that from the nearest subject.
         limits: of the distances by error, layout and features: the 95th percentile of a subject's pictures, its median over
             subjects that were not trained on, times what makes 1 that percentile of the score.
@@ -143,17 +160,14 @@ class Familiarity:
             raise InputError(
                 f"familiarity needs at least 8 pictures trained on and 4 others, not {len(known)} and {len(held_out)}"
             )
-        mean, scale = known.mean(0), known.std(0).clamp_min(1e-6)
+        mean, scale = known.mean(0), known.std(0)
+        plan = slice(cls.errors, cls.deep)
+        mean[plan], scale[plan] = known[:, plan].quantile(0.5, dim=0), _usual_size(known[:, plan])
+        scale = scale.clamp_min(1e-6)
         u = (known - mean) / scale
         _, s, v = torch.linalg.svd(u[:, cls.deep :], full_matrices=False)
-        plans = _by_name(u[:, cls.errors : cls.deep].double(), known_subjects)
-        centers = torch.stack([plan.mean(0) for plan in plans])
-        within = torch.cat([plan - center for plan, center in zip(plans, centers, strict=True)])
-        covariance = within.T @ within / len(within) + cls.layout_floor * torch.eye(
-            within.shape[1], dtype=torch.float64
-        )
-        precision = torch.linalg.inv(covariance).float()
-        kept = cls(mean, scale, v, s**2 / len(known), centers.float(), precision, torch.ones(3))
+        centers, precision = _layouts(_by_name(u[:, plan].double(), known_subjects), cls.layout_floor)
+        kept = cls(mean, scale, v, s**2 / len(known), centers.float(), precision.float(), torch.ones(3))
         distances = _by_name(kept.distances(held_out), subjects)
         limits = torch.stack([torch.quantile(d, 0.95, dim=0) for d in distances]).quantile(0.5, dim=0).clamp_min(1e-6)
         joint = torch.stack([torch.quantile(_together(d / limits), 0.95) for d in distances]).quantile(0.5)
@@ -184,6 +198,25 @@ class Familiarity:
     def tensors(self) -> dict[str, Tensor]:
         """As `Prior.statistics` holds them."""
         return {f"familiarity.{field.name}": getattr(self, field.name) for field in fields(self)}
+
+
+def _layouts(plans: Sequence[Tensor], floor: float) -> tuple[Tensor, Tensor]:
+    """The middle of each subject `(S, L)` and the inverse covariance within subjects `(L, L)`.
+
+    Medians, and deviations cut at 3 of their usual size: one odd picture would widen what counts as usual for all.
+    """
+    centers = torch.stack([plan.quantile(0.5, dim=0) for plan in plans])
+    within = torch.cat([plan - center for plan, center in zip(plans, centers, strict=True)])
+    bound = 3 * _usual_size(within, 0.0) + 1e-3
+    within = within.clamp(-bound, bound)
+    covariance = within.T @ within / len(within) + floor * torch.eye(within.shape[1], dtype=within.dtype)
+    return centers, torch.linalg.inv(covariance)
+
+
+def _usual_size(rows: Tensor, center: float | None = None) -> Tensor:
+    """Of each column, from the median absolute deviation, so that normal numbers have their standard deviation."""
+    away = rows - (rows.quantile(0.5, dim=0) if center is None else center)
+    return MAD * away.abs().quantile(0.5, dim=0)
 
 
 def _together(ratios: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ from suite.posterior.dds import DDS
 from suite.process import Process
 from suite.solver import Callback
 
+_AT_ONCE = 2**20  # numbers worked on together where a whole volume would be held once more
+
 
 class MBIR(DDS):
     """A prior of slices, the data, and total variation across the slices (Chung et al. 2023, DiffusionMBIR; Chung, Lee
@@ -151,7 +153,7 @@ class CoupledStep:
         r = variance.to(v.dtype)
         if self.dual is None:
             self.dual = total_variation_dual(v, r, penalty, torch.zeros_like(differences(v, self.axis)), self.axis)
-        dual = self.dual.clamp(-penalty, penalty)
+        dual = self.dual.clamp_(-penalty, penalty)
         shift = r * differences_adjoint(dual, self.axis)
         x = self.data(v - shift, variance)
         self.dual = total_variation_dual(x + shift, r, penalty, dual, self.axis)
@@ -163,17 +165,24 @@ def total_variation_dual(
 ) -> Tensor:
     """q of `min_w |w - v|^2 / variance + 2 penalty |d w|_1`, whose solution is `w = v - variance d^T q`, |q| <= penalty.
 
-    Projected gradients with momentum (Beck and Teboulle 2009, FGP) from `start`; `|d|^2 < 4`.
+    Projected gradients with momentum (Beck and Teboulle 2009, FGP) from `start`; `|d|^2 < 4`. Every line along the axis is a
+    problem of its own, so a part of the lines is worked on at a time: no further volume is held.
     """
-    q, ahead, t = start, start, 1.0
     step = 1 / (4 * variance.amax())
-    for _ in range(iterations):
-        slope = differences(v - variance * differences_adjoint(ahead, axis), axis)
-        new = (ahead + step * slope).clamp_(-penalty, penalty)
-        t, before = (1 + (1 + 4 * t * t) ** 0.5) / 2, t
-        ahead = torch.lerp(q, new, 1 + (before - 1) / t)
-        q = new
-    return q
+    across = max((dim for dim in range(v.ndim) if dim != axis), key=lambda dim: v.shape[dim])
+    lines = max(1, _AT_ONCE * v.shape[across] // v.numel())
+    parts = (x.split(lines, across) for x in (v, variance.expand(v.shape), start))
+    out = torch.empty_like(start)
+    for target, (piece, r, q) in zip(out.split(lines, across), zip(*parts, strict=True), strict=True):
+        ahead, t = q, 1.0
+        for _ in range(iterations):
+            slope = differences(piece - r * differences_adjoint(ahead, axis), axis)
+            new = (ahead + step * slope).clamp_(-penalty, penalty)
+            t, before = (1 + (1 + 4 * t * t) ** 0.5) / 2, t
+            ahead = torch.lerp(q, new, 1 + (before - 1) / t)
+            q = new
+        target.copy_(q)
+    return out
 
 
 def differences(x: Tensor, axis: int) -> Tensor:
@@ -192,8 +201,11 @@ def differences_adjoint(q: Tensor, axis: int) -> Tensor:
 
 def laplace_scale(d: Tensor) -> float:
     """Scale b of differences with a Laplace law, `sum d^2 / (2 sum |d|)`: exact zeros (air, padding) leave it alone."""
-    size = float(d.abs().sum(dtype=torch.float64))
-    return float(d.square().sum(dtype=torch.float64)) / (2 * size) if size > 0 else 1.0
+    size = square = 0.0
+    for part in d.flatten().split(_AT_ONCE):
+        size += float(part.abs().sum(dtype=torch.float64))
+        square += float(part.square().sum(dtype=torch.float64))
+    return square / (2 * size) if size > 0 else 1.0
 
 
 # --- slices and volumes --------------------------------------------------------------------------------------------------

@@ -52,9 +52,14 @@ def test_auc_of_two_normal_laws() -> None:
     rng = np.random.default_rng(0)
     absent, present = rng.standard_normal(4000), rng.standard_normal(4000) + 1
     assert auc(present, absent) == pytest.approx(stats.norm.cdf(1 / np.sqrt(2)), abs=0.01)
-    low, high = auc_interval(present[:100], absent[:100], rng)
+    low, high = auc_interval((present[:100], absent[:100]), rng)
     assert low < auc(present[:100], absent[:100]) < high and 0.05 < high - low < 0.2
     assert auc(np.zeros(5), np.zeros(5)) == 0.5
+    few = (present[:100], absent[:100])
+    assert auc_interval(few, rng, few) == (0.0, 0.0)
+    blurred = (few[0] + rng.standard_normal(100), few[1] + rng.standard_normal(100))
+    low, high = auc_interval(few, rng, blurred)
+    assert low < auc(*few) - auc(*blurred) < high and high > 0
 
 
 def test_call(tmp_path: Path) -> None:
@@ -69,6 +74,9 @@ def test_call(tmp_path: Path) -> None:
         assert rows[name]["auc"] == 1.0 and rows[name]["contrast_recovered"] == pytest.approx(1, abs=0.2)
         assert rows[name]["lesions"] == 8 and rows[name]["slices"] == 2
     assert rows["tv"]["false_lesions_per_slice"] == 0
+    excess = told["metrics"]["auc_over_tv"]
+    assert excess == pytest.approx(rows["dds"]["auc"] - rows["tv"]["auc"], abs=1e-3)
+    assert told["metrics"]["auc_over_tv_low"] <= excess <= told["metrics"]["auc_over_tv_high"]
     assert (tmp_path / "out" / "report.html").exists()
 
 

@@ -289,6 +289,7 @@ def test_a_prior_trained_here_reconstructs(folder: Path, tmp_path: Path) -> None
     own = tmp_path / "own.safetensors"
     card = read_card(own)
     assert (card.data, card.validation_data, card.training["steps"]) == (["anna"], ["bert"], 4)
+    assert card.licence == "weights: those of the training data"  # nothing is claimed of data that are not ours
     assert load_file(own).keys() == load_file(tmp_path / "again.safetensors").keys()
     assert all(torch.equal(v, load_file(tmp_path / "again.safetensors")[k]) for k, v in load_file(own).items())
     out = ["-o", tmp_path / "out", "--prior", own, "--steps", "2", "--no-report", "--quiet"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,10 @@ def test_the_verdict_names_each_fault() -> None:
     good = Findings(1.0, "mean", 0.8, 0.5, 0.01, True, "TV")
     assert (good.verdict, good.faults) == ("pass", []) and len(good.reasons()) == 6
     for fault, words in (
-        ({"misfit_chi2": 2.0}, "not explained"), ({"familiarity": 1.4}, "does not know"),
+        ({"misfit_chi2": 2.0}, "not explained"), ({"familiarity": 1.4}, "unlike what the prior was trained on"),
         ({"disagreement": 0.2}, "differs from the TV"), ({"prior_share": 0.97}, "prior's"),
+        ({"misfit_chi2": 0.5, "chi2_range": (0.8, 1.2)}, "better than their noise allows"),
+        ({"misfit_chi2": math.nan}, "not explained"), ({"doubts": ["The result flickers."]}, "see the notes below"),
     ):  # fmt: skip
         bad = Findings(**{"misfit_chi2": 1.0, "reference": "TV", **fault})  # type: ignore[arg-type]
         assert bad.verdict == "check" and words in bad.line and bad.line in bad.reasons()
@@ -66,6 +69,9 @@ def test_the_verdict_names_each_fault() -> None:
         "verdict": {"verdict": "pass", "line": bare.line, "reasons": bare.reasons()},
     }
     assert "No uncertainty: this method is a point estimator." in bare.reasons()
+    assert Findings(estimator=None).reasons() == [bare.line]
+    told = Findings(facts=["It is loud."], doubts=["It flickers."])
+    assert told.reasons()[-2:] == ["It is loud.", "It flickers."] and Findings(facts=["It is loud."]).verdict == "pass"
 
 
 def test_a_run_writes_the_maps_when_they_are_asked_for(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -26,7 +27,7 @@ from domains.hyperspectral.eigen_images import EigenPosterior, Tiled, fill_outsi
 from domains.hyperspectral.methods import DenoiseConfig
 from domains.hyperspectral.metrics import evaluate
 from domains.hyperspectral.noise_model import estimate
-from domains.hyperspectral.output import spans
+from domains.hyperspectral.output import findings_of, spans
 from domains.hyperspectral.pipeline import SHIPPED, denoise
 from domains.hyperspectral.simulation import SimulationConfig, degrade
 from domains.hyperspectral.statistics import regression_noise
@@ -37,6 +38,7 @@ from suite.network import Preconditioned
 from suite.noise import Noise
 from suite.prior import Card, Prior, load_prior
 from suite.process import edm
+from suite.verdict import Findings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -419,4 +421,39 @@ def test_uncertainty_cube_with_samples(shipped: Prior, tmp_path: Path) -> None:
     np.testing.assert_array_equal(std, np.load(tmp_path / "b" / "std.npy"))
     error = np.abs(out - clean)
     assert std.shape == clean.shape and 0.4 < std.mean() / error.mean() < 2.5
-    assert json.loads((tmp_path / "a" / "run.json").read_text())["estimator"] == "mean"
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert (
+        record["estimator"] == "mean" and "Intervals of 90 %: scaled by held-out data." in record["verdict"]["reasons"]
+    )
+    assert 0.8 < (error <= record["intervals"]["factor"] * std).mean() < 0.995
+
+
+def test_deviation_counts_what_the_subspace_misses() -> None:
+    """A component below the edge of detection is in the error of every band, and in the deviation that is expected."""
+    rng = np.random.default_rng(0)
+    rows, bands, pixels = 50, 80, 2500
+    edge = math.sqrt(bands / pixels)
+    hidden = rng.normal(0, math.sqrt(0.5 * edge), (pixels, 8)) @ np.linalg.qr(rng.normal(0, 1, (bands, 8)))[0].T
+    seen = 20 * rng.normal(0, 1, (pixels, 1)) @ np.ones((1, bands)) / math.sqrt(bands)
+    clean = (seen + hidden).reshape(rows, rows, bands)
+    noisy = (clean + rng.normal(0, 1, clean.shape)).astype(np.float32)
+    model = estimate(noisy, np.ones(bands, bool))
+    assert model.rank == 1 and model.pixels == pixels
+    left = (clean - model.mean) / model.unit
+    left = (left - (left @ model.basis) @ model.basis.T) * model.unit
+    assert 0.7 < float(np.sqrt(np.mean(model.missed**2)) / np.sqrt(np.mean(left**2))) < 1.4
+
+
+def test_findings_tell_faults_from_facts() -> None:
+    def findings(whiteness: float, chi2: float, warnings: list[str]) -> Findings:
+        result = SimpleNamespace(
+            whiteness=(0.0, whiteness), chi2=chi2, lost=np.zeros(3), estimate=SimpleNamespace(estimator="mean")
+        )
+        return findings_of(result, warnings, ["Bands 1 stayed."], None)  # type: ignore[arg-type]
+
+    assert findings(0.01, 1.0, ["Bands 1 stayed."]).verdict == "pass"
+    assert "Bands 1 stayed." in findings(0.01, 1.0, ["Bands 1 stayed."]).reasons()
+    for doubtful in (findings(0.3, 1.0, []), findings(0.01, 0.5, []), findings(0.01, 1.0, ["Something else."])):
+        assert doubtful.verdict == "check"
+    reasons = findings(0.3, 1.0, []).reasons()
+    assert sum("correlate by 0.30" in sentence for sentence in reasons) == 1

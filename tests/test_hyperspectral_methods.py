@@ -194,20 +194,31 @@ def test_windows_of_the_joint_prior_equal_the_whole() -> None:
         def __call__(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
             return torch.nn.functional.avg_pool3d(x, 7, 1, 3, count_include_pad=False)
 
-    x = torch.randn(1, 1, 110, 70, 20, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 1, 30, 70, 80, generator=torch.Generator().manual_seed(0))
     inner, time = Blur(edm()), torch.full((1, 1, 1, 1, 1), 0.5, dtype=torch.float64)
     torch.testing.assert_close(Windowed(inner)(x, time), inner(x, time))
 
 
-def test_joint_posterior_with_alike_noise_is_one_evaluation_of_the_mean() -> None:
+def test_joint_posterior_is_the_mean_where_neighbours_are_alike_noisy() -> None:
     y = torch.randn(12, 9, 8, generator=torch.Generator().manual_seed(1))
     seen = torch.ones_like(y, dtype=torch.bool)
-    found = joint_posterior(Wiener(), y, torch.full((12,), 0.5), seen, draw=Noise.of(0, ["x"]), steps=6)
+    found, evaluations = joint_posterior(Wiener(), y, torch.full((12,), 0.5), seen, draw=Noise.of(0, ["x"]), steps=6)
     torch.testing.assert_close(found, y / 1.25, rtol=1e-3, atol=1e-4)
-    noise = torch.linspace(0.2, 2, 12)
+    assert evaluations == 6
+    noise = torch.linspace(0.5, 1.5, 12)  # a gradual rise: every band at its own level
+    found, evaluations = joint_posterior(Wiener(), y, noise, seen, draw=Noise.of(0, ["x"]), steps=8)
+    torch.testing.assert_close(found, y / (1 + noise[:, None, None] ** 2), rtol=0.04, atol=1e-4)
+    assert evaluations == 8  # four levels, two ways to lay it
+    assert joint_posterior(Wiener(), y, noise, seen, draw=Noise.of(0, ["x"]), steps=1)[1] == 1
+
+
+def test_joint_posterior_of_bands_of_different_noise_improves_each() -> None:
+    y = torch.randn(12, 9, 8, generator=torch.Generator().manual_seed(1))
+    seen = torch.ones_like(y, dtype=torch.bool)
+    noise = torch.tensor([0.2, 2.0]).repeat(6)
     noisy = y + noise[:, None, None] * torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
-    found = joint_posterior(Wiener(), noisy, noise, seen, draw=Noise.of(0, ["x"]), steps=8)
-    assert float((found - y).square().mean()) < float((noisy - y).square().mean())
+    found, evaluations = joint_posterior(Wiener(), noisy, noise, seen, draw=Noise.of(0, ["x"]), steps=8)
+    assert evaluations == 8 and float((found - y).square().mean()) < float((noisy - y).square().mean())
 
 
 def test_band_windows_keep_the_split_and_the_shape() -> None:
@@ -247,6 +258,15 @@ def test_finch_and_hir_diff_by_the_command_line(tmp_path: Path) -> None:
     records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("f", "h")]
     assert [r["estimator"] for r in records] == ["point", "point"] and records[1]["nfe"] == 3
     assert run("denoise", tmp_path / "n.npy", "-o", tmp_path / "i", "--method", "dds2m", "--samples", "3") == 2
+
+
+def test_finch_denoises_with_the_shipped_prior(tmp_path: Path) -> None:
+    clean = scene()
+    np.save(tmp_path / "n.npy", degrade(clean, SimulationConfig(sigma=50)))
+    assert run("denoise", tmp_path / "n.npy", "-o", tmp_path / "f", "--method", "finch", "--quiet", "--no-report") == 0
+    found, noisy = np.load(tmp_path / "f" / "denoised.npy"), np.load(tmp_path / "n.npy")
+    assert psnr(found, clean) > psnr(noisy, clean) + 8
+    assert json.loads((tmp_path / "f" / "run.json").read_text())["prior"]["name"] == "hyperspectral-finch"
 
 
 # --- completion and super-resolution ----------------------------------------------------------------------------------

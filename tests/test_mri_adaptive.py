@@ -143,12 +143,12 @@ def test_proposed_lines_are_those_the_particles_disagree_about() -> None:
         return rows.T @ rows / 4
 
     spread = lines.flatten(2).abs().square().sum(1) / 4 / 2  # variance over that of the noise
-    worth = spread.double().log1p().sum(1)
+    worth = spread.double().sum(1).sqrt()
     acquired = problem.mask[0, 0, 0]
     assert found.lines[0] == int(torch.where(acquired, -1.0, worth).argmax()) and not acquired[found.lines[1]]
-    assert math.isclose(found.information[0], float(worth[found.lines[0]]), rel_tol=1e-4)
+    assert math.isclose(found.worth[0], float(worth[found.lines[0]]), rel_tol=1e-4)
     apart = 1 - math.exp(-(((found.lines[1] - found.lines[0]) / REACH) ** 2) / 2)
-    assert math.isclose(found.information[1], apart * float(worth[found.lines[1]]), rel_tol=1e-4)
+    assert math.isclose(found.worth[1], apart * float(worth[found.lines[1]]), rel_tol=1e-4)
     assert found.expected_error[0] > found.expected_error[1] > found.expected_error[2]
     total = float(torch.trace(covariance(images - images.mean(0)))) / float(images.mean(0).abs().square().sum())
     assert math.isclose(found.expected_error[0] ** 2, total, rel_tol=1e-4)
@@ -171,6 +171,6 @@ def test_next_lines_says_which_and_whether_enough(tmp_path: Path, capsys: pytest
     assert sorted(row["line"] for row in found["lines"]) == sorted({row["line"] for row in found["lines"]})
     assert len(found["lines"]) == 24 and found["axis"] == "kx"  # 16 of 40 are acquired
     assert mri("next-lines", tmp_path / "k.h5", *words, "--error", "1") == 0
-    assert "nats" in capsys.readouterr().out
+    assert "worth" in capsys.readouterr().out
     assert mri("next-lines", tmp_path / "2d.h5", *words) == 2
     assert "whole lines" in capsys.readouterr().err

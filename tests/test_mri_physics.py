@@ -27,7 +27,7 @@ from domains.mri.noise import (
 )
 from domains.mri.nufft import Gridding, NonCartesianSense, density_compensation, nufft
 from domains.mri.phase import smooth_phase
-from domains.mri.physics import CartesianSense, centre_crop, transformed_axes
+from domains.mri.physics import RIM, CartesianSense, Window, centre_crop, support_box, transformed_axes
 from domains.mri.simulation import SimulationConfig, coil_maps, kspace_of
 from suite.errors import InputError
 from suite.linalg import dot
@@ -44,6 +44,20 @@ def assert_adjoint(op: LinearOperator, x: Tensor, tolerance: float) -> None:
     left, right = dot(forward, y), dot(x, op.adjoint(y))
     scale = (dot(forward, forward) * dot(y, y)).sqrt()
     assert float(((left - right).abs() / scale).max()) < tolerance
+
+
+def test_window_is_the_box_of_the_support() -> None:
+    maps = torch.zeros((2, 3, 40, 30), dtype=torch.complex64)
+    maps[0, 1, 12, 20], maps[1, 2, 18, 25] = 1, 1j
+    box = support_box(maps)
+    assert box == (slice(12 - RIM, 18 + 1 + RIM), slice(20 - RIM, 30))  # the rim ends where the field does
+    window = Window(box, (40, 30))
+    small = draw(2, 1, 23, 18)
+    whole = window(small)
+    assert whole.shape == (2, 1, 40, 30) and torch.equal(whole[..., 4:27, 12:], small)
+    assert float(whole.abs().sum()) == pytest.approx(float(small.abs().sum()))
+    assert_adjoint(window, small, 1e-6)
+    assert support_box(0 * maps) == (slice(0, 40), slice(0, 30))
 
 
 # --- operators --------------------------------------------------------------------------------------------------------

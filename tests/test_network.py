@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from suite.errors import InputError
-from suite.network import Preconditioned, UNet
+from suite.network import Preconditioned, UNet, bfloat16_convolutions
 from suite.training import residual_loss
 
 SIGMAS = [1e-3, 0.03, 0.5, 7.0, 80.0]
@@ -176,6 +176,30 @@ def test_gradient_through_the_denoiser_is_the_derivative() -> None:
     step = 1e-6 * tangent
     difference = net(z + step, level(0.8), level(0.6)) - net(z - step, level(0.8), level(0.6))
     assert torch.allclose(forward, difference / 2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_single_item_is_treated_as_in_a_batch(dims: int) -> None:
+    """With one noise level for all, the modulation goes into the weights; the result is the same."""
+    net = Preconditioned(backbone(dims), 0.5)
+    z = torch.randn((2, 1, *(12,) * dims), generator=torch.Generator().manual_seed(1))
+    alpha, sigma = level(1.0, 0.7, dims=dims), level(0.5, 2.0, dims=dims)
+    with torch.no_grad():
+        together = net(z, alpha, sigma)
+        apart = torch.cat([net(z[k : k + 1], alpha[k : k + 1], sigma[k : k + 1]) for k in range(2)])
+    assert torch.allclose(together, apart, atol=1e-5)
+    with torch.enable_grad():
+        assert torch.allclose(apart[:1], net(z[:1], alpha[:1], sigma[:1]), atol=1e-5)
+
+
+def test_bfloat16_weights_are_near_and_leave_the_network_alone() -> None:
+    net, z = Preconditioned(backbone(), 0.5), image()
+    half = bfloat16_convolutions(net)
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert half.network.head.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = half(z, level(1.0), level(0.5))
+    assert torch.allclose(found, net(z, level(1.0), level(0.5)), atol=0.03)
 
 
 def test_bfloat16_is_near() -> None:

@@ -15,7 +15,16 @@ from suite.errors import InputError
 from suite.measurement import Measurement
 from suite.operators import Convolve, Diagonal, gaussian_kernel
 from suite.prior import load_prior
-from suite.trust import Familiarity, conformal_scale, coverage, coverage_curve, describe, interval_factor, prior_share
+from suite.trust import (
+    Familiarity,
+    calibration,
+    conformal_scale,
+    coverage,
+    coverage_curve,
+    describe,
+    interval_factor,
+    prior_share,
+)
 
 
 def draws(samples: int, spread: float, n: int = 200_000) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -50,6 +59,16 @@ def test_conformal_scale_mends_wrong_intervals(spread: float) -> None:
     few = conformal_scale(mean[:5], std[:5], truth[:5], 16)  # of 5 values the largest is the best there is
     score = (truth[:5] - mean[:5]).abs() / (interval_factor(16) * std[:5])
     assert few == pytest.approx(float(score.max()), rel=1e-5)
+
+
+def test_what_the_card_tells_of_intervals() -> None:
+    mean, std, truth = draws(8, 2.0)
+    told = calibration(mean, std, truth, 8)
+    assert told["scale"] == pytest.approx(conformal_scale(mean, std, truth, 8), abs=1e-4)
+    assert told["curve_before"]["0.9"] == told["coverage_before"] < 0.75
+    assert told["curve"]["0.9"] == pytest.approx(0.9, abs=1e-3)
+    assert list(told["curve"].values()) == sorted(told["curve"].values())
+    assert told["sharpness"] == pytest.approx(float(std.mean()), abs=1e-3)
 
 
 def test_share_of_a_mask_is_exact() -> None:
@@ -105,6 +124,18 @@ def test_strange_pictures_are_told_from_known_ones(tmp_path: Path) -> None:
     torch.testing.assert_close(kept.score(rows(one)), known.score(rows(one)))
     with pytest.raises(InputError, match="at least 8"):
         Familiarity.fit(rows(one), rows(one))
+
+
+def test_one_odd_training_picture_does_not_make_its_like_usual() -> None:
+    g = torch.Generator().manual_seed(0)
+    known, held_out, strange = (torch.randn(n, 3 + 10 + 4, generator=g) for n in (40, 20, 5))
+    strange[:, 5] += 8.0
+    odd = known.clone()
+    odd[0, 5] = 60.0
+    subjects = [str(k % 4) for k in range(40)]
+    plain, widened = (Familiarity.fit(x, held_out, known_subjects=subjects).score(strange) for x in (known, odd))
+    assert float(plain.min()) > 1
+    torch.testing.assert_close(widened, plain, rtol=0.1, atol=0)
 
 
 def test_samples_come_with_bounds_and_the_priors_share(tmp_path: Path) -> None:

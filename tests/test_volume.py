@@ -30,6 +30,7 @@ from suite.volume import (
     differences_adjoint,
     laplace_scale,
     slices_of,
+    total_variation_dual,
     volume_of,
 )
 
@@ -314,3 +315,19 @@ def test_what_it_refuses() -> None:
     with pytest.raises(InputError, match="one time"):
         SlicePrior((Shrink(1.0),) * 2, (0, 2))(torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 1, 1))
     assert adjoint_error(Moved(Rays(), 3), torch.ones(1, 1, 4, 2, 4).double(), torch.ones(1, 2, 9).double()) < 1e-10
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((6, 1, 4, 5), 0), ((2, 1, 5, 6, 4), 2)])
+def test_the_dual_does_not_depend_on_how_many_lines_are_worked_on_together(
+    shape: tuple[int, ...], axis: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    v = torch.randn(shape, generator=g, dtype=torch.float64)
+    variance = torch.rand(shape[0], *(1,) * (len(shape) - 1), generator=g, dtype=torch.float64) + 0.5
+    start = 0.1 * torch.randn(differences(v, axis).shape, generator=g, dtype=torch.float64)
+    whole = total_variation_dual(v, variance, 0.3, start, axis)
+    scale = laplace_scale(differences(v, axis))
+    for few in (1, 50):
+        monkeypatch.setattr("suite.volume._AT_ONCE", few)
+        torch.testing.assert_close(total_variation_dual(v, variance, 0.3, start, axis), whole, rtol=0, atol=1e-15)
+        assert laplace_scale(differences(v, axis)) == pytest.approx(scale, rel=1e-12)

@@ -115,12 +115,17 @@ def auc(present: NDArray[np.float64], absent: NDArray[np.float64]) -> float:
     return float(stats.mannwhitneyu(present, absent).statistic / (len(present) * len(absent)))
 
 
-def auc_interval(
-    present: NDArray[np.float64], absent: NDArray[np.float64], rng: np.random.Generator
-) -> tuple[float, float]:
-    """The central 95 % of the AUC when places are drawn again with replacement."""
-    n = len(present)
-    found = [auc(present[i], absent[i]) for i in rng.integers(n, size=(_RESAMPLES, n))]
+Scores = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""The observer's numbers at all places, with the lesions and without, in one order."""
+
+
+def auc_interval(scores: Scores, rng: np.random.Generator, against: Scores | None = None) -> tuple[float, float]:
+    """The central 95 % of the AUC, or of its excess over that of `against` at the same places, when places are drawn again."""
+    n = len(scores[0])
+    found = []
+    for i in rng.integers(n, size=(_RESAMPLES, n)):
+        own = auc(*(side[i] for side in scores))
+        found.append(own if against is None else own - auc(*(side[i] for side in against)))
     low, high = np.quantile(found, (0.025, 0.975))
     return float(low), float(high)
 
@@ -145,6 +150,23 @@ def images_of(
     return hu
 
 
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        rows: FBP, TV and the method: AUC with its interval, contrast left, false lesions.
+        planted: the slices with places for lesions.
+        images: each method's slices without and with lesions, in HU.
+        over_tv: AUC of the method less that of TV at the same places, and its interval; None for TV and FBP themselves.
+    """
+
+    rows: list[dict[str, Any]]
+    planted: list[Planted]
+    images: dict[str, tuple[Array, Array]]
+    over_tv: tuple[float, float, float] | None
+
+
 def audit(
     volume: Volume,
     method: str,
@@ -152,8 +174,8 @@ def audit(
     prior: Prior | None,
     rng: np.random.Generator,
     clock: Callable[[str], AbstractContextManager[Any]],
-) -> tuple[list[dict[str, Any]], list[Planted], dict[str, tuple[Array, Array]]]:
-    """Rows for FBP, TV and the method; the planted slices; and each method's slices without and with lesions.
+) -> Audit:
+    """Plant, scan, reconstruct and look.
 
     Raises:
         InputError: no slice has even soft tissue for a lesion.
@@ -168,33 +190,59 @@ def audit(
     planted = [slice_ for slice_ in planted if len(slice_.places)]
     if not planted:
         raise InputError(f"{volume.name}: no slice has even soft tissue for lesions of {config.diameter_mm:g} mm")
-    rows, images = [], {}
+    images: dict[str, tuple[Array, Array]] = {}
     for name in dict.fromkeys((*REFERENCES, method)):
-        pair = []
-        for slices in ([p.without for p in planted], [p.with_lesions for p in planted]):
-            part = replace(volume, data=np.stack(slices), valid=None, headers=None, slice_offsets_mm=None)
-            pair.append(images_of(name, part, config, prior, clock))
-        images[name] = (pair[0], pair[1])
-        sign = np.sign(config.contrast_hu)
-        absent, present = (
-            sign
-            * np.array(
-                [visibility(x, place, radius) for x, p in zip(stack, planted, strict=True) for place in p.places]
+        without, with_lesions = (
+            images_of(
+                name,
+                replace(volume, data=np.stack(slices), valid=None, headers=None, slice_offsets_mm=None),
+                config,
+                prior,
+                clock,
             )
-            for stack in pair
+            for slices in ([p.without for p in planted], [p.with_lesions for p in planted])
         )
-        low, high = auc_interval(present, absent, rng)
-        false = [false_lesions(x, p.without, radius, config.contrast_hu) for x, p in zip(pair[0], planted, strict=True)]
-        rows.append(
-            {
-                "method": name,
-                "auc": round(auc(present, absent), 4),
-                "auc_low": round(low, 4),
-                "auc_high": round(high, 4),
-                "contrast_recovered": round(float(np.mean(present - absent)) / abs(config.contrast_hu), 4),
-                "false_lesions_per_slice": round(float(np.mean(false)), 3),
-                "lesions": len(present),
-                "slices": len(planted),
-            }
-        )
-    return rows, planted, images
+        images[name] = (without, with_lesions)
+    scores = {name: scores_of(pair, planted, radius, config.contrast_hu) for name, pair in images.items()}
+    rows = [
+        _row(name, scores[name], pair[0], planted, radius, config.contrast_hu, rng) for name, pair in images.items()
+    ]
+    over_tv = None
+    if method not in REFERENCES:
+        excess = auc(*scores[method]) - auc(*scores["tv"])
+        over_tv = (excess, *auc_interval(scores[method], rng, scores["tv"]))
+    return Audit(rows, planted, images, over_tv)
+
+
+def scores_of(pair: tuple[Array, Array], planted: list[Planted], radius: float, contrast_hu: float) -> Scores:
+    """What the observer makes of every place."""
+    absent, present = (
+        np.sign(contrast_hu)
+        * np.array([visibility(x, place, radius) for x, p in zip(stack, planted, strict=True) for place in p.places])
+        for stack in pair
+    )
+    return present, absent
+
+
+def _row(
+    name: str,
+    scores: Scores,
+    without: Array,
+    planted: list[Planted],
+    radius: float,
+    contrast_hu: float,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    present, absent = scores
+    low, high = auc_interval(scores, rng)
+    false = [false_lesions(x, p.without, radius, contrast_hu) for x, p in zip(without, planted, strict=True)]
+    return {
+        "method": name,
+        "auc": round(auc(present, absent), 4),
+        "auc_low": round(low, 4),
+        "auc_high": round(high, 4),
+        "contrast_recovered": round(float(np.mean(present - absent)) / abs(contrast_hu), 4),
+        "false_lesions_per_slice": round(float(np.mean(false)), 3),
+        "lesions": len(present),
+        "slices": len(planted),
+    }

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import click
 import numpy as np
 
-from domains.ct.audit import REFERENCES, AuditConfig, audit
+from domains.ct.audit import REFERENCES, Audit, AuditConfig, audit
 from domains.ct.data import read_volume
 from domains.ct.metrics import WINDOWS
 from domains.ct.pipeline import CLASSICAL, LEARNED, load_ct_prior
@@ -21,6 +20,7 @@ from suite.options import MainOptions
 from suite.records import emit
 from suite.report import Figure, Report, Stack, write_report
 from suite.run import Run, resolve_device
+from suite.verdict import Findings
 
 
 def audit_verb(path: Path, slices: slice | None, series: str | None, options: MainOptions) -> None:
@@ -51,38 +51,50 @@ def audit_verb(path: Path, slices: slice | None, series: str | None, options: Ma
             run.prior = {"name": prior.card.name, "sha256": prior.sha256}
         rng = np.random.default_rng(config.seed)
         with run.clock("operator"):
-            rows, planted, images = audit(replace(volume, headers=None), method, config, prior, rng, run.clock)
+            found = audit(replace(volume, headers=None), method, config, prior, rng, run.clock)
+        rows = found.rows
         run.estimator = "point" if prior is None else LEARNED[method].estimator
         run.extra["rows"] = rows
         run.metrics = {"auc": rows[-1]["auc"], "false_lesions_per_slice": rows[-1]["false_lesions_per_slice"]}
+        if found.over_tv is not None:
+            names = ("auc_over_tv", "auc_over_tv_low", "auc_over_tv_high")
+            run.metrics |= {name: round(value, 4) for name, value in zip(names, found.over_tv, strict=True)}
         if options.report:
             windows = {f"{name} W{width:g}/L{level:g}": (level, width) for name, (width, level) in WINDOWS.items()}
-            stacks = [Stack("planted", np.stack([p.with_lesions for p in planted]))]
-            stacks += [Stack(name, pair[1]) for name, pair in images.items()]
+            stacks = [Stack("planted", np.stack([p.with_lesions for p in found.planted]))]
+            stacks += [Stack(name, pair[1]) for name, pair in found.images.items()]
             figure = Figure(
                 "Slices with planted lesions (HU)",
                 stacks,
                 windows,
                 caption="What was planted, and what each makes of it.",
             )
-            write_report(_report(run, rows, figure), run.output("report.html"))
+            write_report(_report(run, found, figure), run.output("report.html"))
     if not emit(run.record, options.json_to) and not options.quiet:
         for row in rows:
             click.echo(
                 f"{row['method']:10} AUC {row['auc']:.3f} ({row['auc_low']:.3f} to {row['auc_high']:.3f})   contrast "
                 f"{100 * row['contrast_recovered']:.0f} %   false lesions per slice {row['false_lesions_per_slice']:.2f}"
             )
+        if found.over_tv is not None:
+            excess, low, high = found.over_tv
+            click.echo(f"{method} over tv: AUC {excess:+.3f} ({low:+.3f} to {high:+.3f})")
 
 
-def _report(run: Run, rows: list[dict[str, Any]], figure: Figure) -> Report:
+def _report(run: Run, found: Audit, figure: Figure) -> Report:
     """The table, and whether the method hides lesions that TV shows."""
-    own, tv = rows[-1], next(row for row in rows if row["method"] == REFERENCES[1])
-    worse = own["auc_high"] < tv["auc"]
+    own, tv = found.rows[-1], next(row for row in found.rows if row["method"] == REFERENCES[1])
     reasons = [
         f"{run.method} shows the lesions with an AUC of {own['auc']:.2f} ({own['auc_low']:.2f} to {own['auc_high']:.2f}), "
         f"TV with {tv['auc']:.2f}; 0.5 is chance.",
         f"Lesions nobody planted: {own['false_lesions_per_slice']:.2f} per slice ({tv['false_lesions_per_slice']:.2f} by TV).",
     ]
-    verdict: Literal["pass", "check"] = "check" if worse or run.warnings else "pass"
+    doubts = list(run.warnings)
+    if found.over_tv is not None:
+        excess, low, high = found.over_tv
+        reasons.append(f"At the same places that is {excess:+.3f} ({low:+.3f} to {high:+.3f}) over TV.")
+        if high < 0:
+            doubts.append(f"{run.method} hides lesions that TV shows.")
+    findings = Findings(estimator=None, facts=reasons, doubts=doubts)
     facts = {"method": run.method, "lesions": own["lesions"], "slices": own["slices"], "seed": run.seed}
-    return Report("CT audit", verdict, reasons, facts, metrics=rows, warnings=run.warnings, figures=[figure])
+    return Report("CT audit", findings.verdict, findings.reasons(), facts, metrics=found.rows, figures=[figure])

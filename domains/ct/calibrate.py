@@ -24,7 +24,7 @@ from domains.ct.training import DataConfig, subject_images
 from suite.config import Config
 from suite.errors import InputError
 from suite.prior import Prior
-from suite.trust import Familiarity, conformal_scale, coverage, describe
+from suite.trust import Familiarity, calibration, describe
 
 Array = NDArray[np.float32]
 _OBJECT_HU = -500.0
@@ -141,10 +141,7 @@ def intervals(prior: Prior, found: Sides, config: CalibrationConfig) -> dict[str
     mean, std, truth = (torch.cat([part[i] for part in parts]) for i in range(3))
     return {
         "what": "factor on 90 % intervals of daps so that they hold 90 % of the body's pixels of these subjects",
-        "scale": round(conformal_scale(mean, std, truth, config.samples), 4),
-        "coverage_before": round(coverage(mean, std, truth, config.samples), 4),
-        "sharpness_hu": round(float(std.mean()), 2),
-        "level": 0.9,
+        **calibration(mean, std, truth, config.samples),
         **config.model_dump(include={"views", "photons", "samples", "steps"}),
         "slices": len(parts),
         "data": names,

@@ -34,6 +34,7 @@ _BAND_BYTES = 1 << 20  # image rows that stay in the second-level cache
 _RAYS_PER_TASK = 1 << 14
 
 Array = NDArray[Any]
+Run = Callable[[Iterable[Callable[[], None]]], None]
 
 
 class CompiledProjector:
@@ -52,25 +53,41 @@ class CompiledProjector:
     def forward(self, x: Tensor) -> Tensor:
         values = x.numpy()
         out = np.empty((len(values), *self.geometry.sinogram_shape), values.dtype)
-        for group, lanes in self._groups(len(values)):
+
+        def project(group: slice, lanes: int, run: Run) -> None:
             part = values[group]
             if lanes == 1 and self.folded is not None:
-                sinogram = self._forward_mirrored(part[0], self.folded)
+                sinogram = self._forward_mirrored(part[0], self.folded, run)
             else:
-                sinogram = self._forward_stack(part, lanes)
+                sinogram = self._forward_stack(part, lanes, run)
             out[group] = sinogram.reshape(-1, *out.shape[1:])
+
+        self._in_groups(len(values), project)
         return torch.from_numpy(out)
 
     def adjoint(self, y: Tensor) -> Tensor:
         values = y.flatten(1).numpy()
         out = np.empty((len(values), *self.geometry.image_shape), values.dtype)
-        for group, lanes in self._groups(len(values)):
+
+        def project(group: slice, lanes: int, run: Run) -> None:
             part = values[group]
             if lanes == 1 and self.folded is not None:
-                out[group] = self._adjoint_mirrored(part[0], self.folded)
+                self._adjoint_mirrored(part[0], self.folded, out[group][0], run)
             else:
-                out[group] = self._adjoint_stack(part, lanes)
+                self._adjoint_stack(part, lanes, out[group], run)
+
+        self._in_groups(len(values), project)
         return torch.from_numpy(out)
+
+    def _in_groups(self, slices: int, project: Callable[[slice, int, Run], None]) -> None:
+        """Groups go side by side, each on one thread, as far as they come out even; the threads share each of the rest."""
+        groups = list(self._groups(slices))
+        even = len(groups) - len(groups) % torch.get_num_threads()
+        if even:
+            self.folded  # noqa: B018  # made once, before the threads ask for it
+        run_tasks(partial(project, *group, in_turn) for group in groups[:even])
+        for group in groups[even:]:
+            project(*group, run_tasks)
 
     def _groups(self, slices: int) -> Iterator[tuple[slice, int]]:
         """Runs of slices that go together, and the lanes they take."""
@@ -81,50 +98,42 @@ class CompiledProjector:
             yield slice(start, stop), (LANES if stop - start > 1 else 1)
             start = stop
 
-    def _forward_stack(self, values: Array, lanes: int) -> Array:
+    def _forward_stack(self, values: Array, lanes: int, run: Run) -> Array:
         from domains.ct import _kernels
 
         images = [np.empty((rays.steps, rays.width + 2, lanes), values.dtype) for rays in self.rays]
         _kernels.pack(values, *images)
         sinogram = np.zeros((math.prod(self.geometry.sinogram_shape), lanes), values.dtype)
-        run_tasks(
-            chain(*(_forward_tasks(rays, image, sinogram) for rays, image in zip(self.rays, images, strict=True)))
-        )
+        run(chain(*(_forward_tasks(rays, image, sinogram) for rays, image in zip(self.rays, images, strict=True))))
         return sinogram[:, : len(values)].T
 
-    def _adjoint_stack(self, values: Array, lanes: int) -> Array:
+    def _adjoint_stack(self, values: Array, lanes: int, out: Array, run: Run) -> None:
         from domains.ct import _kernels
 
         sinogram = np.zeros((values.shape[1], lanes), values.dtype)
         sinogram[:, : len(values)] = values.T
         images = [np.zeros((rays.steps, rays.width + 2, lanes), values.dtype) for rays in self.rays]
-        run_tasks(
-            chain(*(_adjoint_tasks(rays, image, sinogram) for rays, image in zip(self.rays, images, strict=True)))
-        )
-        out = np.empty((len(values), *self.geometry.image_shape), values.dtype)
+        run(chain(*(_adjoint_tasks(rays, image, sinogram) for rays, image in zip(self.rays, images, strict=True))))
         _kernels.unpack(*images, out)
-        return out
 
-    def _forward_mirrored(self, slice_: Array, folded: Folded) -> Array:
+    def _forward_mirrored(self, slice_: Array, folded: Folded, run: Run) -> Array:
         from domains.ct import _kernels
 
         image = np.empty((folded.rays.steps, folded.rays.width + 2, LANES), slice_.dtype)
         _kernels.mirror(slice_, image)
         sinogram = np.zeros(folded.members.shape, slice_.dtype)
-        run_tasks(_forward_tasks(folded.rays, image, sinogram))
+        run(_forward_tasks(folded.rays, image, sinogram))
         out = np.zeros(math.prod(self.geometry.sinogram_shape) + 1, slice_.dtype)
         out[folded.members] = sinogram
         return out[:-1]
 
-    def _adjoint_mirrored(self, values: Array, folded: Folded) -> Array:
+    def _adjoint_mirrored(self, values: Array, folded: Folded, out: Array, run: Run) -> None:
         from domains.ct import _kernels
 
         sinogram = np.append(values, values.dtype.type(0))[folded.members]
         image = np.zeros((folded.rays.steps, folded.rays.width + 2, LANES), values.dtype)
-        run_tasks(_adjoint_tasks(folded.rays, image, sinogram))
-        out = np.empty(self.geometry.image_shape, values.dtype)
+        run(_adjoint_tasks(folded.rays, image, sinogram))
         _kernels.mirror_adjoint(image, out)
-        return out
 
 
 def _forward_tasks(rays: Rays, image: Array, sinogram: Array) -> Iterator[Callable[[], None]]:
@@ -164,12 +173,17 @@ def _band(image: Array) -> int:
     return max(1, _BAND_BYTES // int(image[0].nbytes))
 
 
+def in_turn(tasks: Iterable[Callable[[], None]]) -> None:
+    """Run the tasks one after the other."""
+    for task in tasks:
+        task()
+
+
 def run_tasks(tasks: Iterable[Callable[[], None]]) -> None:
     """Run the tasks, as many at a time as torch has threads; their writes do not overlap."""
     threads = torch.get_num_threads()
     if threads == 1:
-        for task in tasks:
-            task()
+        in_turn(tasks)
     else:
         for done in [_pool(threads).submit(task) for task in tasks]:
             done.result()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import numpy as np
@@ -30,6 +30,7 @@ from suite.records import emit
 from suite.report import Figure, Report, Stack, write_report
 from suite.run import Run, resolve_device, sha256_file
 from suite.trust import Familiarity
+from suite.verdict import Findings
 
 _SLICES_ASKED = 8
 _COARSE_MM = 1.3  # pixels from which on tissue looks like noise, and the estimate comes out too high
@@ -71,12 +72,18 @@ def denoise_verb(path: Path, series: str | None, options: MainOptions) -> None:
         run.nfe = max(int(piece["evaluations"]) for piece in pieces)
         run.estimator = "mean" if std is not None else "point" if prior is None else LEARNED[method].estimator
         run.misfit_chi2 = float(np.concatenate([piece["chi2"] for piece in pieces]).mean())
-        _familiar(run, result, prior)
+        familiarity = _familiar(run, result, prior)
         left = noise_left(usual, volume.data, result, body)
         run.extra |= {"unit": "HU", "noise_hu": round(usual, 2), "noise_left_hu": round(left, 2)}
         _write(run, volume, result, reference, std, noise, prior)
+        facts = [
+            f"The noise inside the body is estimated at {usual:.0f} HU; about {left:.0f} HU are left in the result.",
+            "Edges or organs in the picture of what was taken out would be a fault; it should look like noise alone.",
+        ]
+        findings = Findings(None, run.estimator, familiarity, facts=facts, doubts=run.warnings)
+        run.extra |= findings.record()
         if options.report:
-            write_report(_report(run, volume, result, reference, std, noise), run.output("report.html"))
+            write_report(_report(run, findings, volume, result, reference, std, noise), run.output("report.html"))
     if not emit(run.record, options.json_to) and not options.quiet:
         click.echo(
             f"{options.output}: {method} ({run.estimator}), noise {usual:.0f} HU, about {left:.0f} HU left, "
@@ -100,19 +107,19 @@ def _cautions(volume: Volume, prior: Prior | None) -> list[str]:
     return said
 
 
-def _familiar(run: Run, result: NDArray[np.float32], prior: Prior | None) -> None:
-    """Whether the prior knows such pictures, by some of the slices."""
+def _familiar(run: Run, result: NDArray[np.float32], prior: Prior | None) -> float | None:
+    """How far the prior knows such pictures, by some of the slices; None where its file cannot tell."""
     known = None if prior is None else Familiarity.of(prior)
     if prior is None or known is None:
-        return
+        return None
     picked = np.unique(np.linspace(0, len(result) - 1, min(len(result), _SLICES_ASKED)).round().astype(int))
     score = float(torch.cat([known.score(description(prior, result[k])) for k in picked]).median())
-    run.extra["familiarity"] = round(score, 3)
     if score > 1:
         run.warn(
             f"The pictures are unlike those the prior {prior.card.name} was trained on (score {score:.1f}, 1 is the edge of the "
             "usual): the result may be wrong in ways that the standard deviation does not show."
         )
+    return score
 
 
 def _pieces(
@@ -192,6 +199,7 @@ def _write(
 
 def _report(
     run: Run,
+    findings: Findings,
     volume: Volume,
     result: NDArray[np.float32],
     reference: NDArray[np.float32],
@@ -210,12 +218,6 @@ def _report(
     ]
     if std is not None:
         stacks.append(Stack("standard deviation", std, spread))
-    reasons = [
-        f"The noise inside the body is estimated at {usual:.0f} HU; about {left:.0f} HU are left in the result.",
-        "Edges or organs in the picture of what was taken out would be a fault; it should look like noise alone.",
-    ]
-    if std is None:
-        reasons.append("This method is a point estimator: it gives no uncertainty.")
     facts: dict[str, Any] = {
         "method": run.method,
         "estimator": run.estimator,
@@ -231,5 +233,4 @@ def _report(
     header: Any = volume.headers[len(volume.headers) // 2] if volume.headers else {}
     facts |= {name: header.get(tag) for tag, name in _DOSE.items() if header.get(tag) not in (None, "")}
     figure = Figure("Axial slices (HU)", stacks, windows, caption="Result beside its input and a classical filter.")
-    verdict: Literal["pass", "check"] = "check" if run.warnings else "pass"
-    return Report("CT denoising", verdict, [*reasons, *run.warnings], facts, warnings=run.warnings, figures=[figure])
+    return Report("CT denoising", findings.verdict, findings.reasons(), facts, figures=[figure])

@@ -39,7 +39,7 @@ class Doubts:
 
 
 def doubts_of(run: Run, result: Reconstruction, mu_water: float | None, prior: Prior | None, samples: int) -> Doubts:
-    """Misfit, intervals, the prior's share and the disagreement with the reference, noted in the run's record."""
+    """Misfit, intervals (noted in the run's record), the prior's share and the disagreement with the reference."""
     interval, calibrated = 0.0, None
     if result.std is not None:
         found = {} if prior is None else prior.card.calibration.get("intervals", {})
@@ -54,8 +54,7 @@ def doubts_of(run: Run, result: Reconstruction, mu_water: float | None, prior: P
         far = disagreement(result.image, result.reference, sigma, objects)
         told = beyond(far, objects)
         share = None if result.share is None else float(result.share.mean())
-    findings = Findings(run.misfit_chi2, run.estimator or "point", None, share, told, calibrated, _reference(run))
-    run.extra |= findings.record()
+    findings = Findings(run.misfit_chi2, run.estimator, None, share, told, calibrated, _reference(run))
     return Doubts(findings, interval, far)
 
 
@@ -90,10 +89,8 @@ def reconstruction_page(
         "seed": run.seed,
     }
     figure = _figure(result, doubts, mu_water, "FDK" if cone else "FBP" if run.prior is None else "TV")
-    findings = doubts.findings
-    verdict = "check" if run.warnings else findings.verdict
-    reasons = [*findings.reasons(), *run.warnings]
-    return Report("CT reconstruction", verdict, reasons, facts, warnings=run.warnings, figures=[figure])  # type: ignore[arg-type]
+    verdict, reasons = doubts.findings.verdict, doubts.findings.reasons()
+    return Report("CT reconstruction", verdict, reasons, facts, figures=[figure])
 
 
 def _figure(result: Reconstruction, doubts: Doubts, mu_water: float | None, reference_name: str) -> Figure:

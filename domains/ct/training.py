@@ -51,9 +51,14 @@ class DataConfig(Config):
 
 
 class CTTrainingConfig(TrainingConfig):
-    """Settings of `ct train`: the network and its training, and under `data` the split."""
+    """Settings of `ct train`: the network and its training, and under `data` the split.
+
+    `licence` and `limits` go into the card: whose data the weights were made of, and what they must not be used for.
+    """
 
     data: DataConfig = DataConfig()
+    licence: str = "weights: those of the training data"
+    limits: list[str] = Field(default_factory=lambda: ["Not a medical device; not for primary diagnosis."])
 
 
 def subject_images(paths: Sequence[Path], config: DataConfig) -> dict[str, list[NDArray[np.float32]]]:
@@ -176,7 +181,7 @@ def ct_card(config: CTTrainingConfig, trainer: Trainer, train: Sequence[str], he
         pixel_size_mm=(0.9, 2.0),
         data=list(train),
         validation_data=list(held_out),
-        licence="weights: Apache-2.0; trained on openly licensed scans (CC BY 3.0, CC BY 4.0, BSD-2-Clause)",
+        licence=config.licence,
         **trainer.card_fields("diffsuite ct train --data DIR -o PRIOR.safetensors --config configs/ct/train.yaml"),
         validation={
             "what": "RMS denoising error in HU on patches of the held-out subjects, by noise level in HU",
@@ -185,9 +190,5 @@ def ct_card(config: CTTrainingConfig, trainer: Trainer, train: Sequence[str], he
                 for level, error in last["validation_rmse"].items()
             },
         },
-        limits=[
-            "Not a medical device; not for primary diagnosis.",
-            "Few subjects: eight people and phantoms. Metal, contrast phases and organs they do not show are outside "
-            "its experience.",
-        ],
+        limits=config.limits,
     )

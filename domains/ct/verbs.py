@@ -123,6 +123,8 @@ def reconstruct_verb(path: Path, dicom: bool, options: MainOptions) -> None:
         result, mu_water = work(run, problem, method, prior, config, options.quiet)  # type: ignore[arg-type]
         doubts = doubts_of(run, result, mu_water, prior, config.samples)
         _write(run, problem, result, mu_water, doubts, prior, config)
+        doubts = replace(doubts, findings=replace(doubts.findings, doubts=run.warnings))
+        run.extra |= doubts.findings.record()
         if options.report:
             write_report(reconstruction_page(run, problem, result, doubts, mu_water), run.output("report.html"))
     if not emit(run.record, options.json_to) and not options.quiet:

@@ -71,10 +71,9 @@ def draws(
 def calibrated(
     prior: Prior, paths: Sequence[Path], config: CalibrationConfig, tell: Callable[[int], None] = lambda _: None
 ) -> Prior:
-    """The prior with the conformal scale of its 90 % intervals in its card: the largest that a scene and case needs.
+    """The prior with the conformal scale of its 90 % intervals in its card: the mean of what each scene and case needs.
 
-    A scale pooled over all values would hold on average over such scenes; the values of one scene err together, so it is the
-    scenes that count, and few of them are at hand.
+    The values of one scene err together, so a scene and case counts once, however many values it has.
 
     Raises:
         InputError: no scene is held out, or the lists of cases and sigmas differ in length.
@@ -89,8 +88,8 @@ def calibrated(
     scales = {name: round(conformal_scale(*values, config.samples, LEVEL), 4) for name, values in found.items()}
     before = [coverage(*values, config.samples, LEVEL) for values in found.values()]
     told: dict[str, Any] = {
-        "what": "factor on 90 % intervals of draws of subspace so that they hold 90 % of the values of each of these scenes",
-        "scale": max(scales.values()),
+        "what": "mean of the factors with which the 90 % intervals of subspace hold 90 % of the values of these scenes and cases",
+        "scale": round(float(np.mean(list(scales.values()))), 4),
         "scales": scales,
         "coverage_before": round(float(np.mean(before)), 4),
         "level": LEVEL,

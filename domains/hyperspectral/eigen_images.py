@@ -90,9 +90,9 @@ class EigenPosterior:
         total = torch.zeros_like(y[0])
         for chosen in (range(0, turns, 2), range(1, turns, 2)):  # those of one shape go through the network together
             if len(chosen):
-                laid = torch.cat([_lay(y, turn) for turn in chosen])
-                found = self.denoiser(laid, t, torch.cat([_lay(guides, turn) for turn in chosen]))
-                total += sum(_back(found[i : i + 1], turn)[0] for i, turn in enumerate(chosen))
+                laid = torch.cat([lay(y, turn) for turn in chosen])
+                found = self.denoiser(laid, t, torch.cat([lay(guides, turn) for turn in chosen]))
+                total += sum(lay_back(found[i : i + 1], turn)[0] for i, turn in enumerate(chosen))
         return total / turns
 
     def guides(self, k: int) -> Tensor:
@@ -126,13 +126,15 @@ class EigenPosterior:
         return out
 
 
-def _lay(x: Tensor, turn: int) -> Tensor:
-    x = torch.rot90(x, turn % 4, (2, 3))
-    return x.flip(2) if turn >= 4 else x
+def lay(x: Tensor, turn: int) -> Tensor:
+    """One of the 8 ways to lay an image `(..., rows, columns)`."""
+    x = torch.rot90(x, turn % 4, (-2, -1))
+    return x.flip(-2) if turn >= 4 else x
 
 
-def _back(x: Tensor, turn: int) -> Tensor:
-    return torch.rot90(x.flip(2) if turn >= 4 else x, -(turn % 4), (2, 3))
+def lay_back(x: Tensor, turn: int) -> Tensor:
+    """The inverse of `lay`."""
+    return torch.rot90(x.flip(-2) if turn >= 4 else x, -(turn % 4), (-2, -1))
 
 
 class Tiled(Denoiser):

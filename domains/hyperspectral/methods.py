@@ -41,7 +41,7 @@ class DenoiseConfig(MainConfig):
             bands, guided by the data and by total variation. `finch`: a joint prior of space and spectrum. `dds2m`: a network
             fitted to this cube alone. `nlm`: non-local means on the eigen-images. `svd`: the projection on the subspace alone.
         steps: network evaluations per image at most: of the mean 8 (one for each way to lay it; 4 where the rank is above
-            32), of a draw the length of the reverse diffusion (15), of hir_diff and of filled pixels 20, of finch 6, of dds2m the
+            32), of a draw the length of the reverse diffusion (15), of hir_diff and of filled pixels 20, of finch 8, of dds2m the
             steps of its fit (500).
         repair_bad: restore bands that the file flags as bad too.
         fill: give pixels without any data an estimate too.
@@ -178,9 +178,9 @@ def joint(task: Task) -> tuple[NoiseModel, Estimate]:
     y = torch.from_numpy(np.ascontiguousarray(((whitened - centre) / scale).transpose(2, 0, 1))).to(task.device)
     noise = torch.from_numpy(model.excess / scale).to(task.device)
     seen = torch.from_numpy(np.ascontiguousarray(known.transpose(2, 0, 1))).to(task.device)
-    network = task.network()
-    found = joint_prior.joint_posterior(
-        network, y, noise, seen, draw=task.draw("finch"), steps=task.config.steps or joint_prior.STEPS
+    steps = task.config.steps or joint_prior.STEPS
+    found, evaluations = joint_prior.joint_posterior(
+        task.network(), y, noise, seen, draw=task.draw("finch"), steps=steps
     )
     clean = found.permute(1, 2, 0).float().cpu().numpy() * scale + centre
 
@@ -188,7 +188,7 @@ def joint(task: Task) -> tuple[NoiseModel, Estimate]:
         part: Floats = clean[block]
         return part
 
-    return model, Estimate(spectra, evaluations=task.config.steps or joint_prior.STEPS)
+    return model, Estimate(spectra, evaluations=evaluations)
 
 
 def classical(task: Task) -> tuple[NoiseModel, Estimate]:

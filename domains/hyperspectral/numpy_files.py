@@ -17,11 +17,13 @@ def read_npy(path: Path, key: str | None = None) -> Cube:
     """The array, as a memory map."""
     if key is not None:
         raise InputError(f"{path}: holds one array without a name; leave out --key.")
+    _starts(path, b"\x93NUMPY")
     return Cube(np.load(path, mmap_mode="r", allow_pickle=False), kind="npy", source=path)
 
 
 def read_npz(path: Path, key: str | None = None) -> Cube:
     """The cube, and wavelengths, good bands and a mask where the file holds them."""
+    _starts(path, b"PK")
     with np.load(path, allow_pickle=False) as file:
         named = {name: file[name] for name in file.files}
     name = pick(path, {name: array.shape for name, array in named.items()}, key)
@@ -38,6 +40,13 @@ def read_npz(path: Path, key: str | None = None) -> Cube:
         layout={"maps": maps(named, data.shape[:2])},
         source=path,
     )
+
+
+def _starts(path: Path, magic: bytes) -> None:
+    """np.load takes other content for a pickle, and says how to load it."""
+    with path.open("rb") as file:
+        if file.read(len(magic)) != magic:
+            raise InputError(f"{path}: is not a readable {path.suffix} cube (NumPy did not write it)")
 
 
 def write_npy(_cube: Cube, values: NDArray[Any], path: Path) -> list[Path]:

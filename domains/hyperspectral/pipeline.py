@@ -29,18 +29,13 @@ def load_hyperspectral_prior(path: Path | None, device: torch.device, method: st
     """The prior that a method needs: the named one, or the shipped one, checked; None for methods without one.
 
     Raises:
-        InputError: a prior for a method that takes none, or none at hand.
+        InputError: a prior for a method that takes none, or one of another kind.
     """
     if method in (*CLASSICAL, "dds2m"):
         if path is not None:
             raise InputError(f"{method} takes no prior; leave out --prior, or use subspace")
         return None
     if method == "finch":
-        if path is None and not JOINT.is_file():
-            raise InputError(
-                "no prior of band windows is shipped for finch; train one with configs/hyperspectral/train-finch.yaml and "
-                "name it with --prior"
-            )
         return load_prior(path or JOINT, device, unit=joint_training.UNIT, channels=1, condition_channels=0)
     return load_prior(path or SHIPPED, device, unit=UNIT, channels=1, condition_channels=GUIDES)
 

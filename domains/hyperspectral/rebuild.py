@@ -43,7 +43,7 @@ class Denoised:
 
     Attributes:
         data: `(rows, columns, bands)` in the type and units of the cube; bands and pixels outside the model as they were.
-        std: posterior standard deviation, float32, NaN outside the model; None without draws.
+        std: deviation of the draws and of what the subspace leaves out, float32, NaN outside the model; None without draws.
         model: the noise model.
         lost: share of the values of each used band that told nothing (missing, dead, outliers).
         repaired: missing values that were filled.
@@ -101,6 +101,7 @@ def rebuild(
         across += float((left[1:] * left[:-1]).sum(dtype=np.float64))
         if std is not None:
             spread = np.std([draw(block) for draw in estimate.draws], axis=0, ddof=1) * model.unit
+            spread = np.hypot(spread, model.missed)
             std[block][..., bands] = np.where(there | gaps, spread, np.nan)
     correlation = (along / max(square, 1e-12), across / max(square, 1e-12))
     return Denoised(out, std, model, lost, repaired, square / max(total, 1), correlation, estimate)

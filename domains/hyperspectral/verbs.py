@@ -16,7 +16,7 @@ from domains.hyperspectral.containers import Cube
 from domains.hyperspectral.data import input_files, read_cube, write_like, write_new
 from domains.hyperspectral.methods import DenoiseConfig
 from domains.hyperspectral.metrics import NORMALISATION
-from domains.hyperspectral.output import band_table, report_of, sentences, write_bands
+from domains.hyperspectral.output import band_table, findings_of, report_of, restored, untouched, write_bands
 from domains.hyperspectral.pipeline import choose_method, denoise, load_hyperspectral_prior
 from domains.hyperspectral.rebuild import Denoised
 from domains.hyperspectral.simulation import SimulationConfig, degrade
@@ -28,6 +28,7 @@ from suite.records import emit
 from suite.report import write_report
 from suite.run import Run, resolve_device, sha256_file
 from suite.trust import interval_factor
+from suite.verdict import Findings
 
 
 def simulate_verb(path: Path, given: dict[str, Any]) -> None:
@@ -89,9 +90,10 @@ def denoise_verb(path: Path, repair_bad: bool, fill: bool, options: MainOptions)
         if prior is not None:
             run.prior = {"name": prior.card.name, "sha256": prior.sha256}
         result = denoise(cube, method, prior, config, sha256_file(run.input_files[0][0]), run.clock)
-        _leave(run, cube, result, prior, config.samples)
+        rows = band_table(cube, result)
+        findings = _leave(run, cube, result, rows, prior, config.samples)
         if options.report:
-            write_report(report_of(run, cube, result, band_table(cube, result)), run.output("report.html"))
+            write_report(report_of(run, cube, result, rows, findings), run.output("report.html"))
     if not emit(run.record, options.json_to) and not options.quiet:
         _tell(options.output, run.record)
 
@@ -104,19 +106,23 @@ def _intervals(prior: Prior | None, samples: int) -> dict[str, Any]:
     return {"level": 0.9, "factor": factor, "scale": scale, "calibrated_on": found.get("data", [])}
 
 
-def _leave(run: Run, cube: Cube, result: Denoised, prior: Prior | None, samples: int) -> None:
-    """The files of a result and what the record says of it."""
+def _leave(
+    run: Run, cube: Cube, result: Denoised, rows: list[dict[str, Any]], prior: Prior | None, samples: int
+) -> Findings:
+    """The files of a result, what the record says of it, and what speaks for and against it."""
     if not np.isfinite(result.data[..., result.model.used]).any():
         raise RuntimeError("the result is not finite")
+    calibrated = None
     suffix = "" if cube.source is None else cube.source.suffix
     write_like(cube, result.data, run.output(f"denoised{suffix}"))
     if result.std is not None:
         kind = {"envi": ".hdr", "mat": ".mat", "mat73": ".mat", "npy": ".npy"}.get(cube.kind, ".npz")
         write_new(replace(cube, kind="new", key="std"), result.std, run.output(f"std{kind}"))
         run.extra["intervals"] = _intervals(prior, samples)
-    rows = band_table(cube, result)
+        calibrated = bool(run.extra["intervals"]["calibrated_on"])
     write_bands(rows, run.output("bands.csv"))
-    for sentence in sentences(rows, result):
+    known = untouched(rows, result)
+    for sentence in (*restored(rows), *known):
         run.warn(sentence)
     run.nfe, run.misfit_chi2, run.estimator = result.estimate.evaluations, result.chi2, result.estimate.estimator
     run.metrics = {
@@ -127,6 +133,9 @@ def _leave(run: Run, cube: Cube, result: Denoised, prior: Prior | None, samples:
         "striped_columns": float((result.model.stripes != 0).mean()),
     }
     run.extra |= {"rank": result.model.rank, "noise_estimate": "from the cube itself", **result.estimate.told}
+    findings = findings_of(result, run.warnings, known, calibrated)
+    run.extra |= findings.record()
+    return findings
 
 
 def _tell(output: Path, record: dict[str, Any]) -> None:
@@ -136,6 +145,7 @@ def _tell(output: Path, record: dict[str, Any]) -> None:
     )
     for sentence in record["warnings"]:
         click.echo(f"Note: {sentence}")
+    click.echo(record["verdict"]["line"])
 
 
 def demo_scene() -> np.ndarray:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from domains.mri.grappa import grappa
 from domains.mri.noise import mix_coils
-from domains.mri.physics import ridge, rss
+from domains.mri.physics import ridge, ridge_weight, rss
 from domains.mri.problem import Problem
 from domains.mri.tv import total_variation
 from domains.mri.wavelet import l1_wavelet
@@ -45,8 +45,10 @@ def classical(method: str, problem: Problem) -> Tensor:
 
 
 def sense(problem: Problem, iterations: int = 40) -> Tensor:
-    """CG-SENSE (Pruessmann et al. 2001), see `domains.mri.physics.ridge`."""
-    return ridge(problem.operator(), problem.data, problem.maps, problem.acceleration, iterations)
+    """CG-SENSE (Pruessmann et al. 2001), see `domains.mri.physics.ridge_weight`."""
+    operator = problem.operator()
+    rhs = operator.adjoint(problem.data)
+    return ridge(operator, rhs, ridge_weight(rhs, problem.maps, problem.acceleration), iterations)
 
 
 def noise_share(problem: Problem) -> Tensor:

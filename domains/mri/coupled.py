@@ -16,18 +16,26 @@ from domains.mri.pipeline import (
     ReconstructConfig,
     Reconstruction,
     build_method,
+    from_network,
     measurement_of,
     network_scale,
     scan_settings,
     supported,
+    to_network,
 )
 from domains.mri.problem import Problem
+from domains.mri.tuning import held_back, held_misfits
 from suite.errors import InputError
-from suite.linalg import expand
 from suite.noise import Noise
-from suite.operators import FFT, ToComplex
+from suite.operators import FFT
 from suite.prior import Prior
 from suite.volume import StackMeasurement
+
+COUPLINGS = (0.0, 0.5, 1.5)
+"""What `contrasts` tries; each contrast takes the one with which its own samples, held back, are predicted best."""
+
+WORTHWHILE = 0.01
+"""So much better than apart, as a share of the misfit, a prediction must be before contrasts are coupled."""
 
 SMOOTH = 16
 """The phase that is common to a slice is that of its image at this many pixels across."""
@@ -72,13 +80,48 @@ def reconstruct_group(
     identities: Sequence[str],
     clock: Callable[[str], AbstractContextManager[Any]],
 ) -> Reconstruction:
-    """All 2D problems of a group together, a point estimate.
-
-    Slices can only be compared when they agree on phase and scale: the smooth phase of each one's CG-SENSE image goes into
-    its coil maps (the prior knows every smooth phase), and the stack has one scale. Contrasts keep their own.
+    """All 2D problems of a group together, a point estimate; `contrasts` chooses its coupling unless it is given.
 
     Raises:
         InputError: data along a trajectory, or an option that the method does not have.
+    """
+    if method != "contrasts" or "coupling" in config.options:
+        return _together(method, problem, prior, config, identities, clock)
+
+    def solved(of: Problem, coupling: float, steps: int | None) -> Reconstruction:
+        options = config.options | {"coupling": coupling}
+        tried = config.model_copy(update={"options": options, "steps": steps})
+        return _together(method, of, prior, tried, identities, clock)
+
+    fitted, held = held_back(problem)
+    steps = config.steps or STEPS[method]
+    trials = [solved(fitted, c, -(-steps // 2)) for c in COUPLINGS]
+    misfits = torch.stack([held_misfits(problem, held, t.image / problem.unit()) for t in trials])
+    misfits[0] *= 1 - WORTHWHILE
+    chosen = misfits.argmin(0)
+    finals = {k: solved(problem, COUPLINGS[k], config.steps) for k in chosen.unique().tolist()}
+
+    def picked(name: str) -> Tensor:
+        return torch.stack([getattr(finals[k], name)[row] for row, k in enumerate(chosen.tolist())])
+
+    image, reference, chi2, scale, left = map(picked, ("image", "reference", "chi2", "scale", "left"))
+    evaluations = sum(t.evaluations for t in (*trials, *finals.values()))
+    coupling = torch.tensor(COUPLINGS)[chosen.cpu()]
+    return Reconstruction(image, reference, None, chi2, scale, evaluations, left, coupling=coupling)
+
+
+def _together(
+    method: str,
+    problem: Problem,
+    prior: Prior,
+    config: ReconstructConfig,
+    identities: Sequence[str],
+    clock: Callable[[str], AbstractContextManager[Any]],
+) -> Reconstruction:
+    """All 2D problems of a group together, with one coupling.
+
+    Slices can only be compared when they agree on phase and scale: the smooth phase of each one's CG-SENSE image goes into
+    its coil maps (the prior knows every smooth phase), and the stack has one scale. Contrasts keep their own.
     """
     reference = classical("sense", problem)
     scale = network_scale(reference)
@@ -94,13 +137,14 @@ def reconstruct_group(
     parts = [problem.part(slice(k, k + config.batch)) for k in range(0, problem.slices, config.batch)]
     scales = scale.split(config.batch)
     measurement = StackMeasurement([measurement_of(p, s) for p, s in zip(parts, scales, strict=True)])
-    to_complex, factor = ToComplex(), expand(scale, reference)
-    start = to_complex.adjoint(reference * phase.conj() / factor)
+    start = to_network(problem, scale, reference * phase.conj())
     denoiser = prior.denoiser(precision=config.precision, clock=lambda: clock("network"))
     solver = build_method(method, dict(config.options), prior, start, derived)
     noise = Noise.of(config.seed, [f"{identity} sample 0" for identity in identities])
     u = solver.run(denoiser, measurement, torch.empty_like(start), noise=noise, steps=config.steps or STEPS.get(method))
-    image = supported(problem, to_complex(u) * factor)
+    image = supported(problem, from_network(problem, scale)(u))
     chi2 = torch.cat([p.misfit(x) for p, x in zip(parts, image.split(config.batch), strict=True)])
     unit = problem.unit()
-    return Reconstruction(image * phase * unit, reference * unit, None, chi2, scale, denoiser.evaluations)
+    return Reconstruction(
+        image * phase * unit, reference * unit, None, chi2, scale, denoiser.evaluations, torch.ones_like(chi2)
+    )

@@ -1,9 +1,12 @@
 """Which lines to acquire next: active subsampling with posterior samples as particles.
 
-Active diffusion subsampling (Nolan et al. 2025, TMLR): a line is worth what the particles disagree about on it, the entropy of its
-samples. With deviations d of the particles at coil c and place y of a line, and white noise of standard deviation 1 in each part,
+Active diffusion subsampling (Nolan et al. 2025, TMLR): a line is worth what the particles disagree about on it. With
+deviations d of the P particles at coil c and place y of a line, in units of the noise,
 
-    h_l = sum_(c, y) log(1 + mean |d_cy|^2 / 2)      in nats.
+    w_l = ( sum_(c, y) sum_p |d_pcy|^2 / (2 (P - 1)) )^(1/2),
+
+the length of the error expected on it. The entropy of its samples, `sum log(1 + |d|^2 / 2)`, which the paper takes, hardly
+tells a line beside an acquired one, which the coils have nearly seen, from one far from any, because both lie far above the noise.
 
 Several lines at once must not tell the same: the coils see some lines to either side of one that is taken, so the worth of those
 shrinks by `1 - exp(-(distance / REACH)^2 / 2)`.
@@ -23,12 +26,11 @@ import torch
 from torch import Tensor
 
 from domains.mri.classical import classical
-from domains.mri.pipeline import build_method, measurement_of, network_scale, supported
+from domains.mri.pipeline import build_method, from_network, measurement_of, network_scale, supported, to_network
 from domains.mri.problem import Problem
 from suite.errors import InputError
-from suite.linalg import expand
 from suite.noise import Noise
-from suite.operators import FFT, ToComplex
+from suite.operators import FFT
 from suite.prior import Prior
 
 REACH = 2.0
@@ -42,14 +44,14 @@ class Proposal:
     Attributes:
         axis: "kx" or "ky", what a line's number counts along.
         lines: numbers in the file's k-space, best first.
-        information: what each is worth beside those before it, nats.
+        worth: the error expected on each beside those before it, over the noise of a sample.
         expected_error: root mean square error over that of the image, as the particles expect it with none of the lines, with
             the first, ... `(len(lines) + 1,)`.
     """
 
     axis: str
     lines: list[int]
-    information: list[float]
+    worth: list[float]
     expected_error: list[float]
 
 
@@ -79,14 +81,13 @@ def particles(
     scale = network_scale(reference)
     measurement = measurement_of(problem, scale)
     denoiser = prior.denoiser()
-    to_complex, factor = ToComplex(), expand(scale, reference)
-    start = to_complex.adjoint(reference / factor)
+    to_image, start = from_network(problem, scale), to_network(problem, scale, reference)
     solver = build_method("daps", {}, prior, start)
     found = []
     for number in range(count):
         noise = Noise.of(seed, [f"slice {k} particle {number}" for k in range(problem.slices)])
         u = solver.run(denoiser, measurement, torch.empty_like(start), noise=noise, steps=steps)
-        found.append(supported(problem, to_complex(u) * factor)[:, 0])
+        found.append(supported(problem, to_image(u))[:, 0])
         told(number + 1)
     return torch.stack(found)
 
@@ -105,7 +106,8 @@ def propose(problem: Problem, images: Tensor, budget: int) -> Proposal:
     count = len(images)
     deviations = (images - images.mean(0)).to(torch.complex64)
     open_lines = ~problem.mask.transpose(axis, -1).flatten(0, -2).any(0)
-    information, worth = line_information(problem, deviations, axis)
+    information = line_information(problem, deviations, axis)
+    worth = (information.diagonal(dim1=1, dim2=2).sum(1) / 2).sqrt()
     place = torch.arange(len(worth))
     worth = torch.where(open_lines.cpu(), worth, -1.0)
     flat = torch.view_as_real(deviations).flatten(1).double()
@@ -125,14 +127,13 @@ def propose(problem: Problem, images: Tensor, budget: int) -> Proposal:
     return Proposal("kx" if axis == -1 else "ky", lines, gains, error)
 
 
-def line_information(problem: Problem, deviations: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """`G_l (lines, P, P)` and `h_l (lines,)` in float64: every line along `axis`, summed over coils and slices."""
+def line_information(problem: Problem, deviations: Tensor, axis: int) -> Tensor:
+    """`G_l (lines, P, P)` in float64: every line along `axis`, summed over coils and slices."""
     count, lines = len(deviations), deviations.shape[axis]
     fft = FFT((axis,))
-    total, entropy = torch.zeros((lines, count, count), dtype=torch.float64), torch.zeros(lines, dtype=torch.float64)
+    total = torch.zeros((lines, count, count), dtype=torch.float64)
     for k in range(problem.slices):
         coils = fft(problem.maps[k] * deviations[:, k, None])  # (P, C, ny, nx)
         rows = coils.movedim(axis, 0).flatten(2)
         total += (rows @ rows.mH).real.double().cpu()
-        entropy += (rows.abs().square().sum(1) / (2 * (count - 1))).log1p().sum(1).double().cpu()
-    return total / (count - 1), entropy
+    return total / (count - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from suite.records import write_json
 from suite.report import Figure, Report, Stack
 from suite.run import Run
 from suite.trust import interval_factor
+from suite.verdict import Findings
 
-GOOD_CHI2 = 1.3
-"""Above this the image does not explain the data within their noise."""
+EXPLAINED = (0.8, 1.3)
+"""Chi-square of images that explain the data within their noise; a smaller one says that the noise is taken for too large."""
 
 
 def write_outputs(run: Run, problem: Problem, result: Reconstruction, prior: Prior | None, *, dicom: bool) -> None:
@@ -36,7 +37,6 @@ def write_outputs(run: Run, problem: Problem, result: Reconstruction, prior: Pri
         images |= {"lower": (images["magnitude"] - half).clamp_min(0), "upper": images["magnitude"] + half}
     if result.share is not None:
         images["share"] = result.share
-        run.extra["prior_share"] = round(float(result.share[result.share > 0].mean()), 4)
     volumes = {name: problem.volume(torch.from_numpy(to_numpy(values))) for name, values in images.items()}
     for name, volume in volumes.items():
         write_nifti(volume, run.output(f"{name}.nii.gz"))
@@ -83,8 +83,25 @@ def sidecar(run: Run, problem: Problem, prior: Prior | None) -> dict[str, Any]:
     }
 
 
-def report_of(run: Run, problem: Problem, result: Reconstruction) -> Report:
-    """Pictures, misfit and warnings on one page."""
+def findings_of(run: Run, result: Reconstruction, prior: Prior | None) -> Findings:
+    """What speaks for and against the result.
+
+    A classical method fits some of the noise, and nothing is known of how much, so its misfit has no lower end.
+    """
+    share = None if result.share is None else float(result.share[result.share > 0].mean())
+    calibrated = None if result.std is None else prior is not None and "intervals" in prior.card.calibration
+    return Findings(
+        run.extra["misfit_chi2_adjusted"],
+        run.estimator,
+        prior_share=share,
+        calibrated=calibrated,
+        chi2_range=(EXPLAINED[0] if run.method == "dds" else 0.0, EXPLAINED[1]),
+        doubts=run.warnings,
+    )
+
+
+def report_of(run: Run, problem: Problem, result: Reconstruction, findings: Findings) -> Report:
+    """Verdict with its reasons, pictures and facts on one page."""
     shown = {
         name: _stack(problem, values)
         for name, values in (("recon", result.image.abs()), ("ref", result.reference.abs()))
@@ -108,14 +125,6 @@ def report_of(run: Run, problem: Problem, result: Reconstruction) -> Report:
     if result.share is not None:
         text = f"prior's share of details of {DETAIL:g} of the 99th percentile"
         stacks.append(Stack(text, _stack(problem, result.share), {"0..1": (0.5, 1.0)}))
-    chi2 = run.misfit_chi2 or 0.0
-    reasons = [f"The misfit chi-square is {chi2:.2f}; 1 is what the noise alone explains."]
-    fits = chi2 < GOOD_CHI2
-    if not fits:
-        reasons.append("The reconstruction does not explain the measured data within their noise.")
-    if run.estimator == "point":
-        reasons.append("This method is a point estimator: it gives no uncertainty.")
-    reasons += run.warnings
     facts = {
         "method": run.method,
         "estimator": run.estimator,
@@ -123,7 +132,8 @@ def report_of(run: Run, problem: Problem, result: Reconstruction) -> Report:
         "acceleration (achieved)": round(problem.acceleration, 2),
         "coils": problem.kspace.coils,
         "slices": int(shown["recon"].shape[0]),
-        "misfit chi-square": round(chi2, 3),
+        "misfit chi-square": round(run.misfit_chi2 or 0.0, 3),
+        "the same, over what noise alone would leave": round(run.extra["misfit_chi2_adjusted"], 3),
         "noise": "known" if problem.noise_known else "estimated",
         "prior": "none" if run.prior is None else run.prior["name"],
         "seed": run.seed,
@@ -131,8 +141,7 @@ def report_of(run: Run, problem: Problem, result: Reconstruction) -> Report:
     figure = Figure(
         "Slices", stacks, windows, caption="Learned result beside the classical reference; file's own axes."
     )
-    verdict: Literal["pass", "check"] = "pass" if fits and problem.noise_known else "check"
-    return Report("MRI reconstruction", verdict, reasons, facts, warnings=run.warnings, figures=[figure])
+    return Report("MRI reconstruction", findings.verdict, findings.reasons(), facts, figures=[figure])
 
 
 def _stack(problem: Problem, values: torch.Tensor) -> np.ndarray:

@@ -13,10 +13,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from suite.errors import InputError
 from suite.linalg import conjugate_gradient, expand
-from suite.operators import FFT, LinearOperator
+from suite.operators import FFT, Identity, LinearOperator
+
+RIM = 8
+"""Pixels around the support that a network sees too, as far as the field of view goes."""
 
 
 class CartesianSense(LinearOperator):
@@ -61,16 +65,53 @@ class _SenseNormal(LinearOperator):
         self.maps = sense.maps
         for axis in self.axes:
             self.maps = _centring(self.maps, axis) * self.maps
+        self.maps = self.maps.contiguous()  # with the layout that an FFT may leave this takes three times as long
         self.conjugate = self.maps.conj().resolve_conj()
         self.mask = sense.mask
 
     def forward(self, x: Tensor) -> Tensor:
         k = torch.fft.fftn(self.maps * x, dim=self.axes)
         k *= self.mask
-        return (self.conjugate * torch.fft.ifftn(k, dim=self.axes)).sum(1, keepdim=True)
+        return torch.fft.ifftn(k, dim=self.axes).mul_(self.conjugate).sum(1, keepdim=True)
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.forward(y)
+
+
+class Window(LinearOperator):
+    """A part of the field of view, zeros around it: `(B, C, h, w)` to `(B, C, ny, nx)`; the adjoint cuts it out.
+
+    Args:
+        box: rows and columns.
+        shape: `(ny, nx)`.
+    """
+
+    domain_dtype = torch.complex64
+
+    def __init__(self, box: tuple[slice, slice], shape: tuple[int, int]) -> None:
+        self.box = box
+        (y, x), (ny, nx) = box, shape
+        self.padding = (x.start, nx - x.stop, y.start, ny - y.stop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pad(x, self.padding)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y[..., self.box[0], self.box[1]]
+
+    @property
+    def normal(self) -> LinearOperator:
+        return Identity()
+
+
+def support_box(maps: Tensor) -> tuple[slice, slice]:
+    """Rows and columns that hold the support of all maps `(S, C, ny, nx)`, and `RIM` pixels around it as far as there are any."""
+    inside = (maps != 0).flatten(0, 1).any(0)
+    if not bool(inside.any()):
+        return slice(0, inside.shape[0]), slice(0, inside.shape[1])
+    first, last = inside.nonzero().amin(0).tolist(), inside.nonzero().amax(0).tolist()
+    y, x = (slice(max(0, a - RIM), min(n, b + 1 + RIM)) for a, b, n in zip(first, last, inside.shape, strict=True))
+    return y, x
 
 
 def _centring(like: Tensor, axis: int) -> Tensor:
@@ -105,16 +146,19 @@ def centre_crop(image: Tensor, shape: Sequence[int]) -> Tensor:
     return image
 
 
-def ridge(
-    operator: LinearOperator, data: Tensor, maps: Tensor, acceleration: float, iterations: int, tolerance: float = 1e-4
-) -> Tensor:
-    """`argmin |A x - y|^2 + |x|^2 / p`, p the mean energy of the image per part, told from the data: CG-SENSE.
-
-    The posterior mean for white images of that energy.
-    """
-    rhs = operator.adjoint(data)
+def ridge_weight(rhs: Tensor, maps: Tensor, acceleration: float) -> Tensor:
+    """`1 / p` of `ridge`, `(S, 1, 1, 1)`, p the mean energy of the image per part, told from `rhs = A^H y`."""
     energy = rhs.abs().square().flatten(1).sum(1) * acceleration
     inside = (maps.abs().sum(1) > 0).flatten(1).sum(1).clamp_min(1)
-    weight = expand(2 * inside / energy.clamp_min(1e-12), rhs)
+    return expand(2 * inside / energy.clamp_min(1e-12), rhs)
+
+
+def ridge(
+    operator: LinearOperator, rhs: Tensor, weight: Tensor, iterations: int = 40, tolerance: float = 1e-4
+) -> Tensor:
+    """`argmin |A x - y|^2 + weight |x|^2` for `rhs = A^H y`: CG-SENSE.
+
+    With `ridge_weight` the posterior mean for white images of that energy.
+    """
     normal = operator.normal
     return conjugate_gradient(lambda x: normal(x) + weight * x, rhs, iterations=iterations, tolerance=tolerance)

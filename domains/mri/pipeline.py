@@ -20,13 +20,15 @@ from domains.mri.training import PERCENTILE, UNIT
 from domains.mri.tuning import held_back, held_misfit, search
 from suite.config import Config, MainConfig
 from suite.contrasts import SharedEdges
+from suite.denoiser import Denoiser
 from suite.errors import InputError
 from suite.linalg import expand
 from suite.measurement import Measurement
 from suite.noise import Noise
-from suite.operators import Diagonal, ToComplex
+from suite.operators import Diagonal, LinearOperator, ToComplex
 from suite.posterior import METHODS
-from suite.posterior.base import PosteriorMethod
+from suite.posterior.base import PosteriorMethod, error_variance, prior_std
+from suite.posterior.dds import DDS
 from suite.prior import Prior, load_prior
 from suite.trust import prior_share
 from suite.volume import MBIR
@@ -110,9 +112,11 @@ class Reconstruction:
         reference: CG-SENSE (for CG-SENSE and zero-filling themselves: zero-filled).
         std: sample standard deviation of the magnitude, or None.
         chi2: misfit of each slice.
+        left: what noise alone would leave of it, see `noise_left`.
         scale: network units per file unit, undone in `image`; 1 without a network.
         evaluations: network evaluations per sample.
         share: how much of each pixel comes from the prior alone, 0 to 1, where there is a std.
+        coupling: of each slice with the other contrasts, where it was chosen.
     """
 
     image: Tensor
@@ -121,7 +125,9 @@ class Reconstruction:
     chi2: Tensor
     scale: Tensor
     evaluations: int
+    left: Tensor
     share: Tensor | None = None
+    coupling: Tensor | None = None
 
 
 def choose_method(config: ReconstructConfig) -> str:
@@ -158,10 +164,19 @@ def network_scale(image: Tensor) -> Tensor:
     return torch.where(levels > floor, levels, levels.max().clamp_min(1e-20))
 
 
+def from_network(problem: Problem, scale: Tensor) -> LinearOperator:
+    """Network values `(S, 2, h, w)`, the parts of the image within the box of the support, to whitened images `(S, 1, ny, nx)`."""
+    return problem.window() @ Diagonal(expand(scale, problem.maps.real)) @ ToComplex()
+
+
+def to_network(problem: Problem, scale: Tensor, image: Tensor) -> Tensor:
+    """What `from_network` makes this whitened image of, within the box."""
+    return ToComplex().adjoint(problem.window().adjoint(image) / expand(scale, image))
+
+
 def measurement_of(problem: Problem, scale: Tensor) -> Measurement:
-    """The scan as a measurement of network values u (real and imaginary channel): `A (scale u)`, white noise of 1."""
-    like = problem.data[:, :1].real
-    return Measurement(problem.operator() @ Diagonal(expand(scale, like)) @ ToComplex(), problem.data, 1.0)
+    """The scan as a measurement of network values: `A from_network(u)`, white noise of 1."""
+    return Measurement(problem.operator() @ from_network(problem, scale), problem.data, 1.0)
 
 
 def scan_settings(problem: Problem, scale: Tensor) -> dict[str, Any]:
@@ -174,6 +189,27 @@ def scan_settings(problem: Problem, scale: Tensor) -> dict[str, Any]:
     """
     strength = max(1.0, problem.acceleration / 3)
     return {"strength": strength, "finest": (1 / math.sqrt(strength) / scale.double()).clamp(0.001, 0.1)}
+
+
+def noise_left(
+    problem: Problem, measurement: Measurement, solver: PosteriorMethod, denoiser: Denoiser, like: Tensor, noise: Noise
+) -> Tensor:
+    """What the last data step leaves of pure noise, `(S,)`: `|(1 - A G) n|^2 / |n|^2`, G from the data to the image.
+
+    A fit follows some of the noise, so that the misfit of a good one lies below 1, the more so the fewer the data: the residual
+    has fewer degrees of freedom than the data. Told by one random n. How the network's answer follows the noise is not counted.
+    For methods without such a step it is 1.
+    """
+    one = torch.ones(len(like), device=like.device)
+    if type(solver) is not DDS or solver.finest is None:
+        return one
+    level = torch.as_tensor(solver.finest, dtype=torch.float64, device=like.device).reshape(-1, 1, 1, 1)
+    t = denoiser.process.time_of_log_snr(-level.log())
+    variance = solver.weight(error_variance(denoiser.process, t, prior_std(denoiser, solver.data_std)))
+    n = torch.where(problem.mask, noise.normal(torch.empty_like(problem.data)), 0)
+    probe = Measurement(measurement.operator, n, 1.0)
+    fit = probe.proximal(torch.zeros_like(like), 1 / variance.to(like.dtype), iterations=40, tolerance=1e-3)
+    return probe.residual(fit).abs().square().flatten(1).sum(1) / n.abs().square().flatten(1).sum(1).clamp_min(1e-12)
 
 
 def build_method(
@@ -247,8 +283,7 @@ def learned(
     """
     measurement = measurement_of(problem, scale)
     denoiser = prior.denoiser(precision=config.precision, clock=lambda: clock("network"))
-    to_complex, factor = ToComplex(), expand(scale, reference)
-    start = to_complex.adjoint(reference / factor)
+    to_image, start = from_network(problem, scale), to_network(problem, scale, reference)
     derived = {}
     if method == "dds":
         derived = {name: (factors or {}).get(name, 1.0) * v for name, v in scan_settings(problem, scale).items()}
@@ -262,7 +297,7 @@ def learned(
             denoiser, measurement, torch.empty_like(start), noise=noise, steps=config.steps or STEPS.get(method)
         )
         evaluations = max(evaluations, denoiser.evaluations)
-        image = supported(problem, to_complex(u) * factor)
+        image = supported(problem, to_image(u))
         total = total + (image - total) / (sample + 1)
         change = image.abs() - mean
         mean = mean + change / (sample + 1)
@@ -271,8 +306,11 @@ def learned(
     if config.samples > 1:
         std = (square / (config.samples - 1)).sqrt()
         share = prior_share(measurement, torch.empty_like(start), DETAIL, seed=config.seed).mean(1, keepdim=True)
-        share = supported(problem, share)
-    return replace(_in_units(problem, total, reference, std, scale, evaluations), share=share)
+        share = supported(problem, problem.window().forward(share))
+    noise = Noise.of(config.seed, [f"{identity} misfit" for identity in identities])
+    left = noise_left(problem, measurement, solver, denoiser, start, noise)
+    found = _in_units(problem, total, reference, std, scale, evaluations)
+    return replace(found, left=left, share=share)
 
 
 def tuned(
@@ -301,4 +339,4 @@ def _in_units(
     unit = problem.unit()
     chi2 = problem.misfit(image)
     spread = None if std is None else std * unit
-    return Reconstruction(image * unit, reference * unit, spread, chi2, scale, evaluations)
+    return Reconstruction(image * unit, reference * unit, spread, chi2, scale, evaluations, torch.ones_like(chi2))

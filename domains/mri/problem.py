@@ -24,7 +24,7 @@ from domains.mri.noise import (
 )
 from domains.mri.nufft import NonCartesianSense, Nufft, density_compensation, nufft
 from domains.mri.null_space import null_space_covariance
-from domains.mri.physics import CartesianSense, centre_crop, transformed_axes
+from domains.mri.physics import CartesianSense, Window, centre_crop, support_box, transformed_axes
 from suite.errors import InputError
 from suite.linalg import conjugate_gradient
 from suite.noise import generator
@@ -51,6 +51,7 @@ class Problem:
         axes: the axes still to be transformed.
         fourier: the transform of data along a trajectory, `(S, C, 1, M)` with a mask of ones; None on a grid.
         maps: sensitivities `(S, C, ny, nx)`.
+        box: rows and columns that hold the support of the whole scan's maps; the same for every part of it.
         mixing: `(coils of the file, C)`, from whitened compressed coils back to the file's.
         noise_known: False when the noise was estimated from the data.
         acceleration: all points over acquired points.
@@ -63,6 +64,7 @@ class Problem:
     axes: tuple[int, ...]
     fourier: Nufft | None
     maps: Tensor
+    box: tuple[slice, slice]
     mixing: Tensor
     noise_known: bool
     acceleration: float
@@ -76,6 +78,11 @@ class Problem:
         if self.fourier is not None:
             return NonCartesianSense(self.maps, self.fourier)
         return CartesianSense(self.maps, self.mask, self.axes)
+
+    def window(self) -> Window:
+        """From the images that a network sees to whole images."""
+        ny, nx = self.maps.shape[-2:]
+        return Window(self.box, (int(ny), int(nx)))
 
     def part(self, rows: slice | list[int], device: torch.device | None = None) -> Problem:
         """Some of the 2D problems."""
@@ -156,11 +163,12 @@ def pose(kspace: KSpace, *, coils: int = MOST_COILS, calibration: int = 24, crop
         acceleration = mask.numel() / int(mask.sum())
         raw = data
         rest = tuple(a for a in (-2, -1) if a not in axes)
-        data = FFT(rest).adjoint(data) if rest else data
+        data = FFT(rest).adjoint(data).contiguous() if rest else data  # the maps and all work take this layout
         maps = calibrated_maps(raw, data, mask, axes, calibration, crop, warnings)
     if kspace.affine is None:
         warnings.append(f"{kspace.name}: holds no geometry, so voxels of 1 mm are written.")
-    return Problem(kspace, data, mask, axes, fourier, maps, mixing, known, acceleration, tuple(warnings))
+    box = support_box(maps)
+    return Problem(kspace, data, mask, axes, fourier, maps, box, mixing, known, acceleration, tuple(warnings))
 
 
 def _gridded_centre(data: Tensor, trajectory: Tensor, width: int) -> Tensor:

@@ -53,7 +53,8 @@ def held_back(problem: Problem, seed: int = 0) -> tuple[Problem, Tensor]:
         count = max(2, round(HELD_SHARE * len(places)))
         if len(places) < 2 * count:
             raise InputError(
-                f"only {len(places)} lines or points lie outside the calibration region, too few for --tune"
+                f"only {len(places)} lines or points lie outside the calibration region, too few for --tune, and for "
+                "contrasts without options.coupling"
             )
         chosen = torch.zeros_like(units)
         chosen[tuple(places[torch.randperm(len(places), generator=rng)[:count].to(places.device)].T)] = True
@@ -61,10 +62,16 @@ def held_back(problem: Problem, seed: int = 0) -> tuple[Problem, Tensor]:
     return replace(problem, data=torch.where(held, 0, problem.data), mask=problem.mask & ~held), held
 
 
-def held_misfit(problem: Problem, held: Tensor, image: Tensor) -> float:
-    """`|A x - y|^2 / (2 M)` over the samples held back, of the whole `problem`; 1 is what noise alone would leave."""
+def held_misfits(problem: Problem, held: Tensor, image: Tensor) -> Tensor:
+    """`|A x - y|^2 / (2 M)` over the samples held back of the whole `problem`, `(S,)`; 1 is what noise alone would leave."""
     residual = torch.where(held, replace(problem, mask=held).operator()(image) - problem.data, 0)
-    return float(residual.abs().square().sum() / (2 * held.sum() * problem.data.shape[1]))
+    return residual.abs().square().flatten(1).sum(1) / (2 * held.flatten(1).sum(1) * problem.data.shape[1])
+
+
+def held_misfit(problem: Problem, held: Tensor, image: Tensor) -> float:
+    """The same over all slices."""
+    count = held.flatten(1).sum(1)
+    return float((held_misfits(problem, held, image) * count).sum() / count.sum())
 
 
 def search(misfit: Callable[[dict[str, float]], float]) -> list[dict[str, float]]:

@@ -16,7 +16,7 @@ from domains.mri.coupled import groups_of, reconstruct_group
 from domains.mri.data import read_kspace, read_volume, write_fastmri
 from domains.mri.fastmri import read_target
 from domains.mri.metrics import evaluate as evaluate_images
-from domains.mri.output import report_of, write_outputs
+from domains.mri.output import findings_of, report_of, write_outputs
 from domains.mri.pipeline import (
     CLASSICAL,
     COUPLED,
@@ -106,8 +106,10 @@ def reconstruct_verb(path: Path, dicom: bool, tune: bool, options: MainOptions) 
         result = _reconstruct(run, problem, method, prior, config, options.quiet)
         run.extra |= {"acceleration": problem.acceleration, "noise_known": problem.noise_known}
         write_outputs(run, problem, result, prior, dicom=config.dicom)
+        findings = findings_of(run, result, prior)
+        run.extra |= findings.record()
         if options.report:
-            write_report(report_of(run, problem, result), run.output("report.html"))
+            write_report(report_of(run, problem, result, findings), run.output("report.html"))
     if not emit(run.record, options.json_to) and not options.quiet:
         _tell(options.output, run.record)
 
@@ -142,11 +144,14 @@ def _reconstruct(
 
     evaluations = max(int(p["evaluations"]) for p in pieces)
     std, share = (joined(name) if name in pieces[0] else None for name in ("std", "share"))
-    result = Reconstruction(
-        joined("image"), joined("reference"), std, joined("chi2"), joined("scale"), evaluations, share
-    )
+    arrays = (joined(name) for name in ("image", "reference", "chi2", "scale", "left"))
+    image, reference, chi2, scale, left = arrays
+    result = Reconstruction(image, reference, std, chi2, scale, evaluations, left, share)
+    if "coupling" in pieces[0]:
+        run.extra["coupling"] = joined("coupling").tolist()
     run.nfe = evaluations
-    run.misfit_chi2 = float(result.chi2.mean())
+    run.misfit_chi2 = float(chi2.mean())
+    run.extra["misfit_chi2_adjusted"] = float((chi2 / left).mean())
     run.estimator = "mean" if config.samples > 1 else "point" if prior is None else LEARNED[method].estimator
     return result
 
@@ -170,9 +175,9 @@ def _tuned(run: Run, problem: Problem, prior: Prior, config: ReconstructConfig) 
 def _arrays(out: Reconstruction) -> dict[str, NDArray[Any]]:
     if not bool(torch.isfinite(torch.view_as_real(out.image)).all()):
         raise RuntimeError("the reconstruction is not finite")
-    arrays = {name: getattr(out, name).cpu().numpy() for name in ("image", "reference", "chi2", "scale")}
+    arrays = {name: getattr(out, name).cpu().numpy() for name in ("image", "reference", "chi2", "scale", "left")}
     arrays["evaluations"] = np.asarray(out.evaluations)
-    maps = {"std": out.std, "share": out.share}
+    maps = {"std": out.std, "share": out.share, "coupling": out.coupling}
     return arrays | {name: values.cpu().numpy() for name, values in maps.items() if values is not None}
 
 
@@ -182,6 +187,7 @@ def _tell(output: Path, record: dict[str, Any]) -> None:
         f"{record['seconds']['total']:.1f} s, acceleration {record['acceleration']:.2f}, misfit chi-square "
         f"{record['misfit_chi2']:.2f}"
     )
+    click.echo(record["verdict"]["line"])
     if record["estimator"] == "point":
         click.echo("No uncertainty: this method is a point estimator; use --samples N for a standard deviation.")
     for sentence in record["warnings"]:
@@ -241,8 +247,8 @@ def next_lines_verb(path: Path, given: dict[str, Any]) -> None:
         "enough": enough,
         "lines_needed": needed,
         "lines": [
-            {"line": line, "information": nats, "expected_error": error}
-            for line, nats, error in zip(found.lines, found.information, errors[1:], strict=True)
+            {"line": line, "worth": worth, "expected_error": error}
+            for line, worth, error in zip(found.lines, found.worth, errors[1:], strict=True)
         ],
         "warnings": list(problem.warnings),
     }
@@ -258,9 +264,9 @@ def _tell_lines(record: dict[str, Any], limit: float | None) -> None:
         needed = record["lines_needed"]
         said = f"{needed} more lines are expected to reach" if needed else "these lines do not reach"
         click.echo(f"Not enough yet: {said} {limit:g}.")
-    click.echo(f"{record['axis']:>6} {'nats':>10} {'error':>10}")
+    click.echo(f"{record['axis']:>6} {'worth':>10} {'error':>10}")
     for row in record["lines"]:
-        click.echo(f"{row['line']:6} {row['information']:10.1f} {row['expected_error']:10.3g}")
+        click.echo(f"{row['line']:6} {row['worth']:10.1f} {row['expected_error']:10.3g}")
     for sentence in record["warnings"]:
         click.echo(f"Note: {sentence}")
 
