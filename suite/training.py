@@ -61,7 +61,8 @@ class TrainingConfig(BaseModel):
     """What is trained, and how. One file of this kind, and the data, make a prior.
 
     `family` stands for process, head, loss and noise levels as the authors of a restoration diffusion have them
-    (suite/families.py); what is set beside it has precedence.
+    (suite/families.py); what is set beside it has precedence. `licence` and `limits` go into the card: whose data the weights are
+    made of, and what they must not be used for.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -85,6 +86,8 @@ class TrainingConfig(BaseModel):
     seed: int = 0
     validate_every: int = Field(default=1000, ge=1)
     validation_levels: list[PositiveFloat] = [0.005, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0]
+    licence: str = "weights: those of the training data"
+    limits: list[str] = []
 
     @model_validator(mode="before")
     @classmethod
@@ -272,7 +275,7 @@ class Trainer:
                 break
 
     def card_fields(self, command: str, **training: Any) -> dict[str, Any]:
-        """What a card says of any training: the network, its process and range, and how it was trained.
+        """What a card says of any training: the network, its process and range, how it was trained, licence and limits.
 
         Args:
             command: the command that trains it.
@@ -286,6 +289,8 @@ class Trainer:
             "head": config.head,
             "sigma_data": config.sigma_data,
             "sigma_range": (config.noise.low, config.noise.high),
+            "licence": config.licence,
+            "limits": config.limits,
             "training": {
                 "command": command,
                 "steps": self.step,
@@ -312,9 +317,10 @@ class Trainer:
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
 
     def _made(self, config: dict[str, Any]) -> bool:
-        """Whether this configuration makes the same training, but for its length."""
+        """Whether this configuration makes the same training, but for its length and what the card says of it."""
         try:  # a setting newer than the checkpoint had its default then
             made_by = type(self.config).model_validate(config)
         except ValidationError:
             return False
-        return made_by.model_copy(update={"steps": 0}) == self.config.model_copy(update={"steps": 0})
+        aside: dict[str, Any] = {"steps": 0, "licence": "", "limits": []}
+        return made_by.model_copy(update=aside) == self.config.model_copy(update=aside)

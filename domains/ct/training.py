@@ -51,14 +51,10 @@ class DataConfig(Config):
 
 
 class CTTrainingConfig(TrainingConfig):
-    """Settings of `ct train`: the network and its training, and under `data` the split.
-
-    `licence` and `limits` go into the card: whose data the weights were made of, and what they must not be used for.
-    """
+    """Settings of `ct train`: the network and its training, and under `data` the split."""
 
     data: DataConfig = DataConfig()
-    licence: str = "weights: those of the training data"
-    limits: list[str] = Field(default_factory=lambda: ["Not a medical device; not for primary diagnosis."])
+    limits: list[str] = Field(default=["Not a medical device; not for primary diagnosis."])
 
 
 def subject_images(paths: Sequence[Path], config: DataConfig) -> dict[str, list[NDArray[np.float32]]]:
@@ -181,7 +177,6 @@ def ct_card(config: CTTrainingConfig, trainer: Trainer, train: Sequence[str], he
         pixel_size_mm=(0.9, 2.0),
         data=list(train),
         validation_data=list(held_out),
-        licence=config.licence,
         **trainer.card_fields("diffsuite ct train --data DIR -o PRIOR.safetensors --config configs/ct/train.yaml"),
         validation={
             "what": "RMS denoising error in HU on patches of the held-out subjects, by noise level in HU",
@@ -190,5 +185,4 @@ def ct_card(config: CTTrainingConfig, trainer: Trainer, train: Sequence[str], he
                 for level, error in last["validation_rmse"].items()
             },
         },
-        limits=config.limits,
     )

@@ -117,7 +117,6 @@ def joint_card(
         channels=1,
         data=list(train),
         validation_data=list(held_out),
-        licence="weights: Apache-2.0; trained on public-domain, MIT and BSD scenes",
         **trainer.card_fields(
             "diffsuite hyperspectral train --data DIR -o PRIOR.safetensors --config configs/hyperspectral/train-finch.yaml",
             window=config.data.window,
@@ -126,7 +125,4 @@ def joint_card(
             "what": "RMS denoising error on windows of the held-out scenes, by noise level",
             "rmse": {level: round(error, 5) for level, error in last["validation_rmse"].items()},
         },
-        limits=[
-            "Trained on few airborne scenes; each band is taken to have the noise level of its neighbours in a step."
-        ],
     )

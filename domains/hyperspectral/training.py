@@ -227,7 +227,6 @@ def hyperspectral_card(
         condition_channels=GUIDES,
         data=list(train),
         validation_data=list(held_out),
-        licence="weights: Apache-2.0; trained on public-domain, MIT and BSD scenes and pictures that ship with scikit-image",
         **trainer.card_fields(
             "diffsuite hyperspectral train --data DIR -o PRIOR.safetensors --config configs/hyperspectral/train.yaml"
         ),
@@ -235,8 +234,4 @@ def hyperspectral_card(
             "what": "RMS denoising error on patches of the held-out scenes' eigen-images, by noise level",
             "rmse": {level: round(error, 5) for level, error in last["validation_rmse"].items()},
         },
-        limits=[
-            "Trained on few scenes, airborne, of 2 to 20 m pixels, and on photographs; other subjects (microscopy, laboratory "
-            "scans) are outside its experience.",
-        ],
     )

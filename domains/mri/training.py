@@ -56,6 +56,7 @@ class MRITrainingConfig(TrainingConfig):
     """Settings of `mri train`: the network and its training, and under `data` the split."""
 
     data: DataConfig = DataConfig()
+    limits: list[str] = Field(default=["Not a medical device; not for primary diagnosis."])
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -223,15 +224,9 @@ def mri_card(config: MRITrainingConfig, trainer: Trainer, train: Sequence[str], 
         channels=2,
         data=list(train),
         validation_data=list(held_out),
-        licence="weights: Apache-2.0; trained on openly licensed images (CC BY, BSD-2-Clause, MIT)",
         **trainer.card_fields("diffsuite mri train --data DIR -o PRIOR.safetensors --config configs/mri/train.yaml"),
         validation={
             "what": "RMS denoising error (each part) on patches of the held-out persons, by noise level",
             "rmse": {level: round(error, 5) for level, error in errors.items()},
         },
-        limits=[
-            "Not a medical device; not for primary diagnosis.",
-            "Few persons, heads only (T1, T2, FLAIR), magnitude images with a synthetic phase; other body parts, other "
-            "contrasts and rapid phase changes are outside its experience.",
-        ],
     )

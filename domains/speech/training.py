@@ -326,7 +326,6 @@ def speech_card(config: SpeechTrainingConfig, trainer: Trainer, source: Mixtures
         architecture="suite.masking.MaskUNet" if masking else "suite.network.UNet",
         data=[f"{len(source.speech)} speakers: {', '.join(source.speech)}", f"noises: {', '.join(source.noise)}"],
         validation_data=[f"speakers: {', '.join(source.held_speech)}", f"noises: {', '.join(source.held_noise)}"],
-        licence="weights: Apache-2.0; trained on LibriSpeech (CC BY 4.0), ESC-10 and other noises (CC BY, CC0)",
         **trainer.card_fields(
             "diffsuite speech train --data DIR -o PRIOR.safetensors --config configs/speech/train.yaml"
         ),
@@ -335,9 +334,4 @@ def speech_card(config: SpeechTrainingConfig, trainer: Trainer, source: Mixtures
             "(y: the predictor)",
             "rmse": {name: round(error, 5) for name, error in last["validation_rmse"].items()},
         },
-        limits=[
-            "Read English speech in everyday noise at 16 kHz; other languages, singing and several talkers are outside its "
-            "experience.",
-            "A generative method may change what was said at low signal-to-noise ratios; the run's warnings say when.",
-        ],
     )

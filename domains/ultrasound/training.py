@@ -83,6 +83,7 @@ class UltrasoundTrainingConfig(TrainingConfig):
     kind: Kind = "restore"
     start: Path | None = None
     data: DataConfig = DataConfig()
+    limits: list[str] = Field(default=["Not a medical device; not for primary diagnosis."])
 
 
 @dataclass(frozen=True)
@@ -306,7 +307,6 @@ def ultrasound_card(
         condition_channels=trainer.source.condition_channels,
         data=list(train),
         validation_data=list(held_out),
-        licence="weights: Apache-2.0; trained on openly licensed cines (MIT)",
         **trainer.card_fields(
             f"diffsuite ultrasound train --data DIR -o PRIOR.safetensors --config configs/ultrasound/{name}.yaml{started}",
             excluded=list(config.data.exclude),
@@ -316,9 +316,4 @@ def ultrasound_card(
             "what": "RMS denoising error on pictures of the held-out cines, by noise level",
             "rmse": {level: round(error, 5) for level, error in last["validation_rmse"].items()},
         },
-        limits=[
-            "Not a medical device; not for primary diagnosis.",
-            "Transthoracic echocardiograms of few vendors and subjects with simulated clutter; other organs, probes and "
-            "kinds of haze are outside its experience.",
-        ],
     )
