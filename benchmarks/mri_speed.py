@@ -1,13 +1,13 @@
 """Time of one slice: our coil maps and `dds`, beside sigpy's ESPIRiT and L1-wavelet, in turn in one process.
 
-    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive python benchmarks/mri_speed.py --data ../shared/data/mri [--repeats 5]
+    OMP_NUM_THREADS=2 GOMP_SPINCOUNT=10000 python benchmarks/mri_speed.py --data ../shared/data/mri [--repeats 5]
         [--steps 50,30] [--masks random1d:4,poisson:8] [--json FILE]
 
 A slice of 256 x 256 (long 03), 8 simulated coils, synthetic phase, 30 dB. Ours begins with the raw k-space: noise, whitening, maps
 with their choice of support, CG-SENSE, and `dds` with so many network evaluations; sigpy's with the same array: `EspiritCalib`
 and `L1WaveletRecon` with their defaults (100 iterations), the weight 1e-3 of a k-space whose largest value is 1. One untimed
 round first (compilation, plans); then medians of the repeats, wall and processor seconds. Both may use as many threads as
-OMP_NUM_THREADS says; `passive` keeps waiting threads of either from being counted as work. Without sigpy its rows are left out.
+OMP_NUM_THREADS says; GOMP_SPINCOUNT is what the command line sets: waiting threads soon sleep. Without sigpy its rows are left out.
 """
 
 from __future__ import annotations
