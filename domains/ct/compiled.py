@@ -83,8 +83,6 @@ class CompiledProjector:
         """Groups go side by side, each on one thread, as far as they come out even; the threads share each of the rest."""
         groups = list(self._groups(slices))
         even = len(groups) - len(groups) % torch.get_num_threads()
-        if even:
-            self.folded  # noqa: B018  # made once, before the threads ask for it
         run_tasks(partial(project, *group, in_turn) for group in groups[:even])
         for group in groups[even:]:
             project(*group, run_tasks)
